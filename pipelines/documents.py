@@ -1,0 +1,143 @@
+"""What a document is: its schema, its id, its passages, and how tables of documents are written and read.
+
+A document is a row ``id, text, domain, source, license, date, url, lang, title, metadata``. A passage is a
+stretch of a document's characters; selection ranks passages and training reads them, so both cut with `passages`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+DOCUMENT_SCHEMA = pa.schema(
+    [pa.field(name, pa.string()) for name in ("id", "text", "domain", "source", "license", "date", "url", "lang", "title", "metadata")]
+)
+"""`metadata` is a JSON object as text; `date` is ISO 8601; `lang` is a BCP 47 tag or null."""
+
+QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("locator", "reason", "excerpt")])
+"""`locator` says where the input stood (file and line or row), `excerpt` its first characters, escaped."""
+
+ROWS_PER_GROUP = 2_000
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document as a source yields it; `id` is made from `locator` where the source has none."""
+
+    text: str
+    locator: str
+    """Where the document stands in its source: stable from run to run, unique within the source."""
+    id: str | None = None
+    source: str | None = None
+    license: str | None = None
+    date: str | None = None
+    url: str | None = None
+    lang: str | None = None
+    title: str | None = None
+    metadata: str | None = None
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """Input that could not be read as a document: kept aside with its reason, never lost."""
+
+    locator: str
+    reason: str
+    excerpt: str = ""
+
+
+def document_id(domain: str, *parts: str) -> str:
+    """Return ``<domain>-<16 hex digits>``, a stable hash (BLAKE2b) of `parts`."""
+    digest = hashlib.blake2b("\x00".join(parts).encode("utf-8", "surrogatepass"), digest_size=8)
+    return f"{domain}-{digest.hexdigest()}"
+
+
+def stable_fraction(*parts: str) -> float:
+    """Return a number in [0, 1) that depends on `parts` alone (BLAKE2b, 64 bits)."""
+    digest = hashlib.blake2b("\x00".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def passages(text: str, max_characters: int) -> list[tuple[int, int]]:
+    """Cut `text` into passages of at most `max_characters`; return ``(start, end)`` character offsets.
+
+    A cut falls after the last blank line in the second half of the window, else after the last line break
+    there, else after the last space, else at the limit. The passages cover the text without overlap.
+    """
+    cuts: list[tuple[int, int]] = []
+    start = 0
+    while len(text) - start > max_characters:
+        end = start + max_characters
+        floor = start + max_characters // 2
+        cut = next((p + len(mark) for mark in ("\n\n", "\n", " ") if (p := text.rfind(mark, floor, end)) >= 0), end)
+        cuts.append((start, cut))
+        start = cut
+    if start < len(text):
+        cuts.append((start, len(text)))
+    return cuts
+
+
+class TableWriter:
+    """Write rows to one Parquet file in bounded memory; the file exists, with its schema, even without rows.
+
+    Rows are written in the order given. Compression zstd; a row group per `rows_per_group` rows.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, *, rows_per_group: int = ROWS_PER_GROUP) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema = schema
+        self._rows: list[Mapping[str, object]] = []
+        self._rows_per_group = rows_per_group
+        self.rows = 0
+
+    def write(self, row: Mapping[str, object]) -> None:
+        """Add one row."""
+        self._rows.append(row)
+        self.rows += 1
+        if len(self._rows) >= self._rows_per_group:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self._flush()
+        self._writer.close()
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write `table` as this project writes Parquet (zstd, row groups of `ROWS_PER_GROUP`)."""
+    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_GROUP)
+
+
+def read_batches(path: Path, columns: Iterable[str] | None = None, *, rows: int = 500) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of Parquet file `path`, at most `rows` rows each, in file order."""
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=rows, columns=list(columns) if columns else None)
+
+
+def row_count(path: Path) -> int:
+    """Return the number of rows of Parquet file `path` from its footer."""
+    return pq.read_metadata(path).num_rows
+
+
+def split_partition(partition: str) -> tuple[str, str]:
+    """Return ``(domain, snapshot)`` of a source partition key such as ``wiki|2026-01-01``."""
+    domain, _, snapshot = partition.partition("|")
+    return domain, snapshot
+
+
+def partition_file(partition: str) -> str:
+    """Return the file name that stands for source partition `partition`: ``wiki@2026-01-01.parquet``."""
+    return partition.replace("|", "@") + ".parquet"

@@ -1,0 +1,98 @@
+"""One function maps a pure function over items: in this process, or over a pool of processes.
+
+The results come in the order of the items and do not depend on the number of workers. Children die with their parent
+and use one thread each, so that the pool, not BLAS, spends the cores.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Generic, Literal, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+PR_SET_PDEATHSIG = 1
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where shards are mapped."""
+
+    kind: Literal["serial", "processes"] = "processes"
+    workers: int = 0
+    """Processes; 0 means one per core this process may use."""
+
+    @property
+    def num_workers(self) -> int:
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Mapped(Generic[Item, Result]):
+    """The result of one item, or the error it raised."""
+
+    item: Item
+    result: Result | None = None
+    error: Exception | None = None
+
+
+def map_shards(function: Callable[[Item], Result], items: Sequence[Item], engine: Engine = Engine()) -> Iterator[Mapped[Item, Result]]:
+    """Yield ``function(item)`` for every item, in order; an item's error is yielded, not raised.
+
+    Raises:
+        RuntimeError: a worker process was killed (out of memory, most often).
+    """
+    if engine.kind == "serial" or engine.num_workers == 1 or len(items) < 2:
+        yield from (_attempt(function, item) for item in items)
+        return
+    futures = [_pool(engine.num_workers).submit(_attempt, function, item) for item in items]
+    try:
+        for future in futures:
+            yield future.result()
+    except BrokenProcessPool as error:
+        _pools.clear()
+        raise RuntimeError("a worker process was killed, most often for lack of memory; set GRISTMILL_WORKERS lower and run again") from error
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, however it ends; elsewhere do nothing."""
+    if hasattr(ctypes, "CDLL") and os.uname().sysname == "Linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _attempt(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Result]:
+    try:
+        return Mapped(item, result=function(item))
+    except Exception as error:  # handed to the caller with its item, who decides
+        return Mapped(item, error=error)
+
+
+_pools: dict[int, ProcessPoolExecutor] = {}
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Return the process pool of this size, started once: imports in the children are paid once."""
+    if workers not in _pools:
+        for variable in THREAD_VARIABLES:
+            os.environ.setdefault(variable, "1")
+        _pools[workers] = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+        atexit.register(_pools[workers].shutdown, wait=False, cancel_futures=True)
+    return _pools[workers]
+
+
+def _start_worker() -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,269 @@
+"""The store: artifacts addressed by content, written beside, audited, then published by rename.
+
+    <root>/artifacts/<asset>/<fingerprint>/     files and manifest.json; never changed once there
+    <root>/current/<asset>/<partition>.json     which fingerprint a partition stands at
+    <root>/staging/<asset>-<fingerprint>/       being written, or left by a killed process
+    <root>/rejected/<asset>-<fingerprint>/      the last attempt that failed its audit
+    <root>/locks/                               one writer per artifact
+
+Asking again for what is published is a hit and costs one small read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from pipelines.code_version import code_version, installed_version
+from pipelines.errors import GristmillError, MissingArtifact, OutOfSpace
+from pipelines.manifests import (
+    MANIFEST_NAME,
+    Check,
+    FileEntry,
+    InputReference,
+    Json,
+    Manifest,
+    Member,
+    Outcome,
+    fingerprint,
+    read_manifest,
+    sha256_file,
+)
+from pipelines.plugins import Settings
+
+Input = Manifest | Member
+Step = Callable[..., Outcome]
+Audit = Callable[[Manifest], Check]
+
+
+class AuditFailed(GristmillError):
+    """A blocking audit failed; nothing was published."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        failed = [f"{c.name}: {c.description}" for c in manifest.checks if c.blocking and not c.passed]
+        super().__init__(f"{manifest.label} failed its audit and was not published: {'; '.join(failed)}")
+
+    def __reduce__(self) -> tuple[type, tuple[Manifest]]:
+        return (type(self), (self.manifest,))
+
+
+@dataclass(frozen=True)
+class Build:
+    """A request for one artifact: a step, its settings and its inputs. Picklable, so that a pool can run it."""
+
+    asset: str
+    step: Step
+    settings: Settings
+    partition: str | None = None
+    inputs: Mapping[str, Input | tuple[Input, ...]] = field(default_factory=dict)
+    audits: tuple[Audit, ...] = ()
+    plugins: tuple[str, ...] = ()
+    """Modules of the plugins that `settings` names: part of the code version."""
+    packages: tuple[str, ...] = ()
+    """Packages whose version is part of the identity."""
+    resumable: bool = False
+    """The step continues from what a killed attempt left in its directory."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.asset}[{self.partition}]" if self.partition else self.asset
+
+    def references(self) -> dict[str, tuple[InputReference, ...]]:
+        """Return the inputs by reference."""
+        return {name: tuple(i.reference() for i in _many(value)) for name, value in self.inputs.items()}
+
+    def code_version(self) -> str:
+        return code_version((self.step.__module__, *self.plugins), self.packages)
+
+    def fingerprint(self) -> str:
+        """Return the address of the artifact this request asks for."""
+        return fingerprint(self.asset, self.code_version(), self.settings.model_dump(mode="json"), self.references())
+
+
+@dataclass(frozen=True)
+class Built:
+    """An artifact, and whether it was there already."""
+
+    manifest: Manifest
+    hit: bool
+    seconds: float
+
+
+class Store:
+    """Artifacts under one root directory on a local or mounted file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+
+    def directory(self, asset: str, address: str) -> Path:
+        """Return where the artifact with fingerprint `address` lies or would lie."""
+        return self.root / "artifacts" / asset / address
+
+    def find(self, asset: str, address: str) -> Manifest | None:
+        """Return the published artifact, or None."""
+        directory = self.directory(asset, address)
+        return read_manifest(directory) if (directory / MANIFEST_NAME).exists() else None
+
+    def current(self, asset: str, partition: str | None = None) -> Manifest:
+        """Return the artifact that `partition` of `asset` stands at.
+
+        Raises:
+            MissingArtifact: it has not been materialized.
+        """
+        pointer = self._pointer(asset, partition)
+        label = f"{asset}[{partition}]" if partition else asset
+        if not pointer.exists():
+            raise MissingArtifact(f"{label} has not been materialized; materialize it first (`gristmill run`, or in the UI)")
+        found = self.find(asset, json.loads(pointer.read_text())["fingerprint"])
+        if found is None:
+            raise MissingArtifact(f"{label}: its artifact is gone from {self.root}; materialize it again")
+        return found.for_partition(partition)
+
+    def partitions(self, asset: str) -> list[str]:
+        """Return the partitions of `asset` that stand at an artifact, sorted."""
+        return sorted(unquote(path.stem) for path in (self.root / "current" / asset).glob("*.json") if path.stem != "_")
+
+    def build(self, request: Build) -> Built:
+        """Return the artifact that `request` asks for, computing it if it is not there.
+
+        Raises:
+            AuditFailed: a blocking audit failed; the attempt lies under ``rejected/``.
+            OutOfSpace: the disk is full; nothing is published and what was written is removed.
+        """
+        started = time.perf_counter()
+        address = request.fingerprint()
+        with self._lock(f"{request.asset}-{address}"):
+            found = self.find(request.asset, address)
+            manifest = found or self._compute(request, address)
+            manifest = manifest.for_partition(request.partition)
+            self._point(request.asset, request.partition, address)
+        return Built(manifest, hit=found is not None, seconds=time.perf_counter() - started)
+
+    def verify(self, manifest: Manifest) -> list[str]:
+        """Re-hash every file of `manifest`; return one line per file that is missing or differs."""
+        faults = []
+        for entry in manifest.files:
+            path = manifest.directory / entry.path
+            if not path.exists():
+                faults.append(f"{manifest.label}: {entry.path} is missing")
+            elif sha256_file(path) != entry.sha256:
+                faults.append(f"{manifest.label}: {entry.path} differs from its recorded SHA-256")
+        return faults
+
+    def _compute(self, request: Build, address: str) -> Manifest:
+        staging = self.root / "staging" / f"{request.asset}-{address}"
+        if not request.resumable:
+            shutil.rmtree(staging, ignore_errors=True)
+        try:
+            staging.mkdir(parents=True, exist_ok=True)
+            started, clock = datetime.now(UTC), time.perf_counter()
+            outcome = request.step(request.settings, staging, **request.inputs)
+            manifest = self._draft(request, address, staging, outcome, started, time.perf_counter() - clock)
+            manifest = manifest.model_copy(update={"checks": tuple(audit(manifest) for audit in request.audits)}).at(staging)
+            if any(check.blocking and not check.passed for check in manifest.checks):
+                raise AuditFailed(self._reject(manifest, staging, address))
+            return self._publish(manifest, staging, address)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            shutil.rmtree(staging, ignore_errors=True)
+            free = shutil.disk_usage(self.root).free / 1e6
+            raise OutOfSpace(
+                f"{request.label}: no room left under {self.root} ({free:.0f} MB free); nothing was published. "
+                "Free space there, or point GRISTMILL_HOME at a larger disk, and run again"
+            ) from error
+
+    def _draft(self, request: Build, address: str, staging: Path, outcome: Outcome, started: datetime, seconds: float) -> Manifest:
+        files = tuple(
+            FileEntry(path=path.relative_to(staging).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))
+            for path in sorted(p for p in staging.rglob("*") if p.is_file() and p != staging / MANIFEST_NAME)
+        )
+        return Manifest(
+            asset=request.asset,
+            partition=request.partition,
+            fingerprint=address,
+            code_version=request.code_version(),
+            settings=request.settings.model_dump(mode="json"),
+            inputs=request.references(),
+            files=files,
+            outcome=outcome,
+            provenance=_provenance(started, seconds, request.packages),
+        ).at(staging)
+
+    def _publish(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
+        (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        for path in staging.rglob("*"):
+            _sync(path)
+        _sync(staging)
+        final = self.directory(manifest.asset, address)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():  # no manifest in it, else it had been found: left by a half-removed artifact
+            shutil.rmtree(final)
+        staging.rename(final)
+        _sync(final.parent)
+        return manifest.at(final)
+
+    def _reject(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
+        rejected = self.root / "rejected" / f"{manifest.asset}-{address}"
+        shutil.rmtree(rejected, ignore_errors=True)
+        rejected.parent.mkdir(parents=True, exist_ok=True)
+        staging.rename(rejected)
+        return manifest.at(rejected)
+
+    def _pointer(self, asset: str, partition: str | None) -> Path:
+        return self.root / "current" / asset / f"{quote(partition, safe='') if partition else '_'}.json"
+
+    def _point(self, asset: str, partition: str | None, address: str) -> None:
+        pointer = self._pointer(asset, partition)
+        content = json.dumps({"partition": partition, "fingerprint": address})
+        if pointer.exists() and pointer.read_text() == content:
+            return
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        beside = pointer.with_suffix(f".{os.getpid()}.tmp")
+        beside.write_text(content)
+        beside.rename(pointer)
+
+    @contextlib.contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        path = self.root / "locks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _provenance(started: datetime, seconds: float, packages: Sequence[str]) -> dict[str, Json]:
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": max(item.ru_maxrss for item in usage) * 1024,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": {name: installed_version(name) for name in packages},
+    }

@@ -1,0 +1,44 @@
+"""Fixtures: a store in a temporary directory, and small corpora published into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pipelines.documents import DOCUMENT_SCHEMA, TableWriter, document_id
+from pipelines.manifests import Manifest, Outcome
+from pipelines.plugins import Settings
+from pipelines.store import Build, Store
+
+
+class CorpusSettings(Settings):
+    """The texts of a corpus that a test publishes."""
+
+    domain: str
+    texts: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+
+
+def write_corpus(settings: CorpusSettings, out: Path) -> Outcome:
+    """Write `settings.texts` as documents."""
+    with TableWriter(out / "documents.parquet", DOCUMENT_SCHEMA) as writer:
+        for number, text in enumerate(settings.texts):
+            name = settings.ids[number] if settings.ids else document_id(settings.domain, str(number), text)
+            writer.write({"id": name, "text": text, "domain": settings.domain, "source": "test"})
+    return Outcome(counts={"documents_in": len(settings.texts), "kept": len(settings.texts), "dropped": 0, "quarantined": 0})
+
+
+def corpus(
+    store: Store, domain: str, texts: Sequence[str], *, snapshot: str = "2026-01-01", ids: Sequence[str] = (), asset: str = "cleaned_corpus"
+) -> Manifest:
+    """Publish `texts` as a corpus artifact of one source partition."""
+    settings = CorpusSettings(domain=domain, texts=tuple(texts), ids=tuple(ids))
+    return store.build(Build(asset=asset, partition=f"{domain}|{snapshot}", step=write_corpus, settings=settings)).manifest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "store")
