@@ -1,0 +1,17 @@
+"""Cosine decay from the peak rate to a floor (Loshchilov and Hutter 2017, 1608.03983, equation 5, one cycle)."""
+
+from __future__ import annotations
+
+import math
+
+from pipelines.schedules import Schedule
+
+
+class Cosine(Schedule):
+    """Half a cosine."""
+
+    floor: float = 0.1
+    """Factor reached at the end of the phase."""
+
+    def after_warmup(self, progress: float) -> float:
+        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
