@@ -23,6 +23,8 @@ QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("locator
 """`locator` says where the input stood (file and line or row), `excerpt` its first characters, escaped."""
 
 ROWS_PER_GROUP = 2_000
+BYTES_PER_GROUP = 32 * 1024 * 1024
+"""A row group is closed when its strings reach this size, so that long documents are written in bounded memory too."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def passages(text: str, max_characters: int) -> list[tuple[int, int]]:
 class TableWriter:
     """Write rows to one Parquet file in bounded memory; the file exists, with its schema, even without rows.
 
-    Rows are written in the order given. Compression zstd; a row group per `rows_per_group` rows.
+    Rows are written in the order given. Compression zstd; a row group per `rows_per_group` rows or `BYTES_PER_GROUP`
+    characters of strings, whichever comes first.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, rows_per_group: int = ROWS_PER_GROUP) -> None:
@@ -93,19 +96,22 @@ class TableWriter:
         self._schema = schema
         self._rows: list[Mapping[str, object]] = []
         self._rows_per_group = rows_per_group
+        self._buffered = 0
         self.rows = 0
 
     def write(self, row: Mapping[str, object]) -> None:
         """Add one row."""
         self._rows.append(row)
         self.rows += 1
-        if len(self._rows) >= self._rows_per_group:
+        self._buffered += sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+        if len(self._rows) >= self._rows_per_group or self._buffered >= BYTES_PER_GROUP:
             self._flush()
 
     def _flush(self) -> None:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
             self._rows = []
+            self._buffered = 0
 
     def __enter__(self) -> TableWriter:
         return self

@@ -46,13 +46,19 @@ class Mapped(Generic[Item, Result]):
     error: Exception | None = None
 
 
-def map_shards(function: Callable[[Item], Result], items: Sequence[Item], engine: Engine = Engine()) -> Iterator[Mapped[Item, Result]]:
+def map_shards(
+    function: Callable[[Item], Result], items: Sequence[Item], engine: Engine | None = None, *, isolate: bool = False
+) -> Iterator[Mapped[Item, Result]]:
     """Yield ``function(item)`` for every item, in order; an item's error is yielded, not raised.
+
+    Args:
+        isolate: use a child process even for one item, so that its memory and thread settings end with it.
 
     Raises:
         RuntimeError: a worker process was killed (out of memory, most often).
     """
-    if engine.kind == "serial" or engine.num_workers == 1 or len(items) < 2:
+    engine = engine or Engine()
+    if engine.kind == "serial" or (not isolate and (engine.num_workers == 1 or len(items) < 2)):
         yield from (_attempt(function, item) for item in items)
         return
     futures = [_pool(engine.num_workers).submit(_attempt, function, item) for item in items]

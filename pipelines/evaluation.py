@@ -22,6 +22,7 @@ from pipelines.evaluators import Evaluator
 from pipelines.manifests import Check, Json, Manifest, Outcome
 from pipelines.plots import new_figure, save_figure
 from pipelines.plugins import Settings
+from pipelines.store import advisory
 from pipelines.shards import HeldOutDocuments, held_out_documents
 
 EVALUATION_PACKAGES = ("torch", "transformers")
@@ -157,6 +158,7 @@ def losses_finite(draft: Manifest) -> Check:
     return Check(name="losses_finite", passed=wrong == 0, description=f"{table.num_rows} documents, {wrong} losses not finite")
 
 
+@advisory
 def target_improved(draft: Manifest) -> Check:
     """The target loss fell beyond its interval."""
     rows = [row for row in json.loads((draft.directory / "evaluation.json").read_text())["domains"] if row["role"] == "target"]
@@ -164,11 +166,11 @@ def target_improved(draft: Manifest) -> Check:
     return Check(
         name="target_improved",
         passed=worst["loss_change_high"] < 0,
-        blocking=False,
         description=f"{worst['domain']}: {worst['loss_change']:+.3f} nats [{worst['loss_change_low']:+.3f}, {worst['loss_change_high']:+.3f}]",
     )
 
 
+@advisory
 def enough_held_out_tokens(draft: Manifest) -> Check:
     """At least 100,000 held-out tokens for each general and target domain."""
     rows = [row for row in json.loads((draft.directory / "evaluation.json").read_text())["domains"] if not str(row["domain"]).startswith("all ")]
@@ -176,7 +178,6 @@ def enough_held_out_tokens(draft: Manifest) -> Check:
     return Check(
         name="enough_held_out_tokens",
         passed=not short,
-        blocking=False,
         description=f"below 100,000 held-out tokens: {', '.join(short) or 'none'}; raise `held_out` in project.yaml for those",
     )
 

@@ -17,14 +17,14 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.optimize import brentq
 
 from pipelines import plugins
 from pipelines.errors import EmptyInput, GristmillError
-from pipelines.manifests import Check, Manifest, Outcome
-from pipelines.mixing_laws import MixingLaw
+from pipelines.manifests import Check, Manifest, Member, Outcome
+from pipelines.mixing_laws import FittedLaw, MixingLaw
 from pipelines.plots import new_figure, save_figure
 from pipelines.plugins import Settings
+from pipelines.store import advisory
 
 SHARE_GRID = 1001
 
@@ -126,11 +126,11 @@ def estimate_critical_ratio(settings: RatioSettings, out: Path, *, probes: tuple
     )
 
 
-def mix_domains(settings: MixtureSettings, out: Path, *, critical_ratio: Manifest, selection: Manifest) -> Outcome:
+def mix_domains(settings: MixtureSettings, out: Path, *, critical_ratio: Manifest, selection: tuple[Member, ...]) -> Outcome:
     """Write ``mixture.json``: the share of tokens of each domain, and how many epochs of it the budget reads."""
     measured = json.loads(critical_ratio.file("critical_ratio.json").read_text())
     ratio = settings.ratio if settings.ratio is not None else measured["safe" if settings.use == "safe" else "ratio"]
-    table = pq.read_table(selection.file("selection.parquet"), columns=["role", "domain", "tokens", "selected"])
+    table = pa.concat_tables([pq.read_table(member.path, columns=["role", "domain", "tokens", "selected"]) for member in selection])
     chosen = table.filter(table["selected"]).group_by(["role", "domain"]).aggregate([("tokens", "sum")]).to_pylist()
     totals = {role: sum(row["tokens_sum"] for row in chosen if row["role"] == role) for role in ("general", "target")}
     weights = {"general": 1.0 - ratio, "target": ratio}
@@ -190,7 +190,7 @@ def _read_losses(probes: tuple[Manifest, ...]) -> _Losses:
     )
 
 
-def _fit(law: MixingLaw, ratios: np.ndarray, deltas: np.ndarray) -> plugins.Plugin:
+def _fit(law: MixingLaw, ratios: np.ndarray, deltas: np.ndarray) -> FittedLaw:
     """Fit over the general share; a run without replay (R = 1) follows another regime and is left out by construction."""
     mask = ratios < 1.0
     return law.fit(1.0 - ratios[mask], deltas[mask])
@@ -198,6 +198,8 @@ def _fit(law: MixingLaw, ratios: np.ndarray, deltas: np.ndarray) -> plugins.Plug
 
 def _root(law: MixingLaw, ratios: np.ndarray, deltas: np.ndarray, tolerance: float) -> float:
     """Return the largest R in [0, 1] whose fitted general loss rises by at most `tolerance`; NaN where it never does."""
+    from scipy.optimize import brentq
+
     fitted = _fit(law, ratios, deltas)
     grid = np.linspace(0.0, 1.0, SHARE_GRID)
     held = fitted.predict(1.0 - grid) <= tolerance
@@ -300,7 +302,7 @@ def _plot_ratio(
     losses: _Losses,
     general: np.ndarray,
     errors: np.ndarray,
-    fitted: plugins.Plugin,
+    fitted: FittedLaw,
     ratio: float,
     interval: tuple[float, float] | None,
 ) -> None:
@@ -348,11 +350,12 @@ def ratio_inside_interval(draft: Manifest) -> Check:
     return Check(name="ratio_inside_interval", passed=(result["decision"] == "estimate" and inside) or bool(codes), description=description)
 
 
+@advisory
 def estimate_not_refused(draft: Manifest) -> Check:
     """The ratio is the law's estimate, not a fallback."""
     result = json.loads((draft.directory / "critical_ratio.json").read_text())
     reasons = "; ".join(f"{r['code']}: {r['seen']}; {r['remedy']}" for r in result["refusals"])
-    return Check(name="estimate_not_refused", passed=not result["refusals"], blocking=False, description=reasons or "no refusal")
+    return Check(name="estimate_not_refused", passed=not result["refusals"], description=reasons or "no refusal")
 
 
 def shares_sum_to_one(draft: Manifest) -> Check:
@@ -361,10 +364,11 @@ def shares_sum_to_one(draft: Manifest) -> Check:
     return Check(name="shares_sum_to_one", passed=abs(sum(shares) - 1.0) < 1e-9 and min(shares) > 0, description=f"{len(shares)} shares sum to {sum(shares):.9f}")
 
 
+@advisory
 def within_max_epochs(draft: Manifest) -> Check:
     """No domain is read more often than `max_epochs`."""
     repeated = json.loads((draft.directory / "mixture.json").read_text())["repeated"]
-    return Check(name="within_max_epochs", passed=not repeated, blocking=False, description=f"read too often: {', '.join(repeated) or 'none'}")
+    return Check(name="within_max_epochs", passed=not repeated, description=f"read too often: {', '.join(repeated) or 'none'}")
 
 
 RATIO_AUDITS = (ratio_inside_interval, estimate_not_refused)

@@ -40,3 +40,9 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.1f}{unit}"
     return f"{number:.0f}"
+
+
+def report_line(line: str) -> None:
+    """Print `line` to standard error while GRISTMILL_PROGRESS is set."""
+    if os.environ.get("GRISTMILL_PROGRESS"):
+        print(f"  {line}", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import EmptyInput
-from pipelines.manifests import Manifest
+from pipelines.manifests import Manifest, Member
 
 TOKENS, DOCUMENTS, PASSAGES = "tokens.bin", "documents.parquet", "passages.parquet"
 
@@ -138,21 +138,21 @@ class WindowStream:
         return out
 
 
-def passage_pools(selection: Manifest, shards: Sequence[Manifest], end_of_text: int) -> dict[str, PassagePool]:
+def passage_pools(selection: Sequence[Member], shards: Sequence[Manifest], end_of_text: int) -> dict[str, PassagePool]:
     """Return the selected passages as one pool per domain, in shard order.
 
     Args:
-        selection: a selected_subset artifact.
+        selection: files of a selected_subset artifact, one per role.
         shards: the tokenized_shards artifacts that hold its passages.
     """
     import duckdb
 
-    rows = [_located(TokenShard(manifest), number) for number, manifest in enumerate(shards)]
-    located = pa.concat_tables(rows)
-    chosen = duckdb.sql(
-        "select s.domain, l.shard, l.\"offset\", l.length from located l join read_parquet($path) s using (id, passage) "
-        "where s.selected and l.length > 0 order by s.domain, l.shard, l.\"offset\"",
-        params={"path": str(selection.file("selection.parquet"))},
+    connection = duckdb.connect()
+    connection.register("located", pa.concat_tables(_located(TokenShard(manifest), number) for number, manifest in enumerate(shards)))
+    chosen = connection.execute(
+        'select s.domain, l.shard, l."offset", l.length from located l join read_parquet($paths) s using (id, passage) '
+        'where s.selected and l.length > 0 order by s.domain, l.shard, l."offset"',
+        {"paths": [str(member.path) for member in selection]},
     ).fetchnumpy()
     tokens = [TokenShard(manifest).tokens for manifest in shards]
     domains = np.asarray(chosen["domain"]).astype(str)

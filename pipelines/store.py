@@ -21,7 +21,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -43,7 +43,8 @@ from pipelines.manifests import (
 )
 from pipelines.plugins import Settings
 
-Input = Manifest | Member
+Input = "Manifest | Member | Build"
+"""A published artifact, one file of it, or a request that is built first."""
 Step = Callable[..., Outcome]
 Audit = Callable[[Manifest], Check]
 
@@ -84,6 +85,10 @@ class Build:
     def references(self) -> dict[str, tuple[InputReference, ...]]:
         """Return the inputs by reference."""
         return {name: tuple(i.reference() for i in _many(value)) for name, value in self.inputs.items()}
+
+    def reference(self) -> InputReference:
+        """Return the reference to what this request asks for, without building it."""
+        return InputReference(asset=self.asset, partition=self.partition, fingerprint=self.fingerprint())
 
     def code_version(self) -> str:
         return code_version((self.step.__module__, *self.plugins), self.packages)
@@ -132,6 +137,10 @@ class Store:
             raise MissingArtifact(f"{label}: its artifact is gone from {self.root}; materialize it again")
         return found.for_partition(partition)
 
+    def is_current(self, asset: str, partition: str | None = None) -> bool:
+        """Return whether `partition` of `asset` stands at an artifact."""
+        return self._pointer(asset, partition).exists()
+
     def partitions(self, asset: str) -> list[str]:
         """Return the partitions of `asset` that stand at an artifact, sorted."""
         return sorted(unquote(path.stem) for path in (self.root / "current" / asset).glob("*.json") if path.stem != "_")
@@ -145,12 +154,19 @@ class Store:
         """
         started = time.perf_counter()
         address = request.fingerprint()
+        if self.find(request.asset, address) is None:
+            request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
         with self._lock(f"{request.asset}-{address}"):
             found = self.find(request.asset, address)
             manifest = found or self._compute(request, address)
             manifest = manifest.for_partition(request.partition)
             self._point(request.asset, request.partition, address)
         return Built(manifest, hit=found is not None, seconds=time.perf_counter() - started)
+
+    def _built(self, value: Input | tuple[Input, ...]) -> Input | tuple[Input, ...]:
+        if isinstance(value, tuple):
+            return tuple(self._built(item) for item in value)  # type: ignore[misc]
+        return self.build(value).manifest if isinstance(value, Build) else value
 
     def verify(self, manifest: Manifest) -> list[str]:
         """Re-hash every file of `manifest`; return one line per file that is missing or differs."""
@@ -172,7 +188,7 @@ class Store:
             started, clock = datetime.now(UTC), time.perf_counter()
             outcome = request.step(request.settings, staging, **request.inputs)
             manifest = self._draft(request, address, staging, outcome, started, time.perf_counter() - clock)
-            manifest = manifest.model_copy(update={"checks": tuple(audit(manifest) for audit in request.audits)}).at(staging)
+            manifest = manifest.model_copy(update={"checks": tuple(_audited(audit, manifest) for audit in request.audits)}).at(staging)
             if any(check.blocking and not check.passed for check in manifest.checks):
                 raise AuditFailed(self._reject(manifest, staging, address))
             return self._publish(manifest, staging, address)
@@ -243,6 +259,21 @@ class Store:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def advisory(audit: Audit) -> Audit:
+    """Mark `audit` as one that warns: its failure does not keep the artifact from being published."""
+    audit.blocking = False  # type: ignore[attr-defined]
+    return audit
+
+
+def is_blocking(audit: Audit) -> bool:
+    """Return whether a failure of `audit` keeps the artifact from being published."""
+    return getattr(audit, "blocking", True)
+
+
+def _audited(audit: Audit, manifest: Manifest) -> Check:
+    return audit(manifest).model_copy(update={"blocking": is_blocking(audit)})
 
 
 def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,13 @@ class TokenizerSettings(Settings):
     """Number of tokens, the 256 bytes and the end-of-text token included."""
     sample_bytes: int = 8_000_000
     """At most this many bytes of training-split text are read, an equal part per domain."""
+
+
+class PassageSettings(Settings):
+    """How documents are cut into passages."""
+
+    max_characters: int = 1500
+    """The longest passage, in characters."""
 
 
 def train_tokenizer(settings: TokenizerSettings, out: Path, *, sample: tuple[Manifest, ...], splits: tuple[Member, ...]) -> Outcome:
@@ -112,13 +120,6 @@ def tokenize_documents(settings: PassageSettings, out: Path, *, cleaned: Manifes
         metrics={"bytes_per_token": num_bytes / content if content else 0.0},
         details={"dtype": dtype.str, "vocabulary_size": encoder.get_vocab_size()},
     )
-
-
-class PassageSettings(Settings):
-    """How documents are cut into passages."""
-
-    max_characters: int = 1500
-    """The longest passage, in characters."""
 
 
 DOCUMENT_INDEX = pa.schema([("id", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("bytes", pa.int64())])
@@ -200,26 +201,23 @@ def passages_within_documents(draft: Manifest) -> Check:
 TOKENIZATION_AUDITS = (documents_conserved, passages_within_documents)
 
 
-def decodes_back(cleaned: Manifest, tokenizer: Manifest, *, documents: int = 50) -> object:
-    """Return an audit: the shard's ids decode to the cleaned text, byte for byte, for evenly spaced documents."""
-    return DecodesBack(cleaned, tokenizer, documents)
-
-
+@dataclass(frozen=True)
 class DecodesBack:
-    """The audit of `decodes_back`; a class so that a process pool can carry it."""
+    """The audit that a shard's ids decode to the cleaned text, byte for byte, for evenly spaced documents."""
 
+    cleaned: Manifest
+    tokenizer: Manifest
+    documents: int = 50
     __name__ = "decodes_back"
-
-    def __init__(self, cleaned: Manifest, tokenizer: Manifest, documents: int) -> None:
-        self.cleaned, self.tokenizer, self.documents = cleaned, tokenizer, documents
 
     def __call__(self, draft: Manifest) -> Check:
         shard, decoder = TokenShard(draft), load_tokenizer(self.tokenizer.directory)
         path = self.cleaned.file("documents.parquet")
         step = max(1, row_count(path) // self.documents)
         tried = wrong = 0
-        for number, (name, text) in enumerate((i, t) for ids, texts in _batches(path) for i, t in zip(ids, texts, strict=True)):
+        for number, (_, text) in enumerate(pair for ids, texts in _batches(path) for pair in zip(ids, texts, strict=True)):
             if number % step == 0:
                 tried += 1
                 wrong += decoder.decode(shard.document_tokens(number)[:-1].tolist(), skip_special_tokens=False) != text
-        return Check(name="decodes_back", passed=wrong == 0, description=f"{tried - wrong} of {tried} documents decode to their text", metadata={"tried": tried})
+        found = f"{tried - wrong} of {tried} documents decode to their text"
+        return Check(name="decodes_back", passed=wrong == 0, description=found, metadata={"tried": tried})

@@ -23,12 +23,13 @@ from pydantic import Field
 from pipelines import checkpoints, plugins
 from pipelines.documents import write_table
 from pipelines.errors import EmptyInput, GristmillError
-from pipelines.manifests import Check, Json, Manifest, Outcome
+from pipelines.manifests import Check, Json, Manifest, Member, Outcome
 from pipelines.objectives import Objective
 from pipelines.optimizers import Optimizer
 from pipelines.plugins import Settings
 from pipelines.progress import Progress, short
 from pipelines.schedules import Schedule
+from pipelines.store import advisory
 from pipelines.shards import WindowStream, held_out_documents, passage_pools, windows_of
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class ProbeSettings(TrainingSettings):
     """Held-out windows per corpus."""
 
 
-def train_general(settings: GeneralSettings, out: Path, *, selection: Manifest, shards: tuple[Manifest, ...], tokenizer: Manifest) -> Outcome:
+def train_general(settings: GeneralSettings, out: Path, *, selection: tuple[Member, ...], shards: tuple[Manifest, ...], tokenizer: Manifest) -> Outcome:
     """Train a model on the selected passages of the general domains, in proportion to their tokens."""
     shares = role_shares(selection)[settings.role]
     return _train_checkpoint(settings, shares, out, selection=selection, shards=shards, tokenizer=tokenizer)
@@ -135,7 +136,7 @@ def train_mixture(
     *,
     base: Manifest,
     mixture: Manifest,
-    selection: Manifest,
+    selection: tuple[Member, ...],
     shards: tuple[Manifest, ...],
     tokenizer: Manifest,
 ) -> Outcome:
@@ -149,7 +150,7 @@ def train_probe(
     out: Path,
     *,
     base: Manifest,
-    selection: Manifest,
+    selection: tuple[Member, ...],
     decisions: Manifest,
     shards: tuple[Manifest, ...],
     tokenizer: Manifest,
@@ -182,13 +183,13 @@ def train_probe(
     )
 
 
-def role_shares(selection: Manifest) -> dict[str, dict[str, float]]:
+def role_shares(selection: tuple[Member, ...]) -> dict[str, dict[str, float]]:
     """Return, by role, each domain's share of the selected tokens of that role."""
     import duckdb
 
     rows = duckdb.sql(
-        "select role, domain, sum(tokens) from read_parquet($path) where selected group by all order by all",
-        params={"path": str(selection.file("selection.parquet"))},
+        "select role, domain, sum(tokens) from read_parquet($paths) where selected group by all order by all",
+        params={"paths": [str(member.path) for member in selection]},
     ).fetchall()
     totals: dict[str, int] = {}
     for role, _, tokens in rows:
@@ -231,7 +232,7 @@ def _train_checkpoint(
     shares: Mapping[str, float],
     out: Path,
     *,
-    selection: Manifest,
+    selection: tuple[Member, ...],
     shards: tuple[Manifest, ...],
     tokenizer: Manifest,
     base: Manifest | None = None,
@@ -256,7 +257,7 @@ class _Run:
 
     settings: TrainingSettings
     shares: Mapping[str, float]
-    selection: Manifest
+    selection: tuple[Member, ...]
     shards: tuple[Manifest, ...]
     tokenizer: Manifest
     base: Manifest | None
@@ -516,12 +517,13 @@ def weights_finite(draft: Manifest) -> Check:
     return Check(name="weights_finite", passed=not wrong, description=f"{len(weights)} tensors, {len(wrong)} with non-finite values {wrong[:3]}")
 
 
+@advisory
 def loss_fell(draft: Manifest) -> Check:
     """The mean training loss of the last tenth lies below that of the first tenth."""
     records = [json.loads(line)["loss"] for line in (draft.directory / "metrics.jsonl").read_text().splitlines()]
     tenth = max(1, len(records) // 10)
     first, last = float(np.mean(records[:tenth])), float(np.mean(records[-tenth:]))
-    return Check(name="loss_fell", passed=last < first, blocking=False, description=f"training loss {first:.3f} -> {last:.3f} nats per token")
+    return Check(name="loss_fell", passed=last < first, description=f"training loss {first:.3f} -> {last:.3f} nats per token")
 
 
 def losses_finite(draft: Manifest) -> Check:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.plugins import Plugin
+from pipelines.set_functions._neighbors import NeighborGraph
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Order:
     """int64, shape ``(m,)``, ``m <= n``: point indices in the order picked; points of zero gain are left out."""
     gains: np.ndarray
     """float64, shape ``(m,)``: the gain of each pick when it was picked."""
+    graph: NeighborGraph | None = None
+    """The neighbour graph, where the function built one: the certificate is computed on it."""
 
 
 class SetFunction(Plugin):

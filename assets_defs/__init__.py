@@ -1,0 +1,1 @@
+"""The Dagster project: assets over the steps of `pipelines`, their partitions, jobs, schedules and sensors."""

@@ -1,0 +1,117 @@
+"""The command `gristmill`: what the UI does not do.
+
+    gristmill run [--recipe NAME]    drive the whole graph in order and print the results
+    gristmill ui                     Dagster and MLflow on 127.0.0.1
+    gristmill recipes                list and check the recipes
+    gristmill export ASSET PARTITION DIRECTORY
+    gristmill verify ASSET [PARTITION]
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.errors import GristmillError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Orchestrated data and training pipelines for language-model pretraining.")
+
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A file in recipes/, without .yaml.")]
+
+
+@app.command()
+def run(recipe: RecipeName = "code-critical") -> None:
+    """Materialize the whole graph for one recipe, stage by stage, and print the results."""
+    from assets_defs.driver import drive
+
+    drive(recipe)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes and check them; every problem is named."""
+    from assets_defs.resources import load_recipes
+
+    for name, recipe in load_recipes().items():
+        typer.echo(f"{name:20} {recipe.description}")
+
+
+@app.command()
+def export(
+    asset: Annotated[str, typer.Argument(help="raw_corpus or cleaned_corpus, or deduplicated_corpus for what a recipe keeps.")],
+    partition: Annotated[str, typer.Argument(help="A source partition such as 'wiki|2026-01-01', or a recipe.")],
+    directory: Annotated[Path, typer.Argument(help="Where the `datasets` folder is written; must not exist.")],
+) -> None:
+    """Write a corpus as a folder that `datasets.load_from_disk` opens."""
+    from assets_defs.exports import export_partition
+
+    count = export_partition(_mill(), asset, partition, directory)
+    typer.echo(f"{count:,} documents in {directory}; open with datasets.load_from_disk({str(directory)!r})")
+
+
+@app.command()
+def verify(
+    asset: Annotated[str, typer.Argument(help="An asset.")], partition: Annotated[str | None, typer.Argument(help="A partition; all where absent.")] = None
+) -> None:
+    """Re-hash the files of an asset's artifacts and name every one that differs."""
+    store = _mill().store
+    keys: list[str | None] = [partition] if partition else [*store.partitions(asset)] or [None]
+    faults = [fault for key in keys for fault in store.verify(store.current(asset, key))]
+    for fault in faults:
+        typer.echo(fault)
+    typer.echo(f"{len(keys)} artifacts, {len(faults)} faults")
+    raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port of Dagster.")] = 3000, mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000
+) -> None:
+    """Start `dagster dev` and the MLflow UI on 127.0.0.1; Ctrl-C stops both."""
+    from assets_defs.resources import home_directory
+
+    home = home_directory()
+    home.mkdir(parents=True, exist_ok=True)
+    tracking = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    environment = {**os.environ, "GRISTMILL_MLFLOW_UI": f"http://127.0.0.1:{mlflow_port}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    mlflow = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri", tracking]
+    dagster = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    typer.echo(f"Dagster: http://127.0.0.1:{port}   MLflow: http://127.0.0.1:{mlflow_port}   (Ctrl-C stops both)")
+    children = [subprocess.Popen(command, env=environment, start_new_session=True) for command in (mlflow, dagster)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        while all(child.poll() is None for child in children):
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for child in children:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGINT)
+        for child in children:
+            child.wait(timeout=30)
+
+
+def _mill():  # noqa: ANN202 - imported where it is used, so that --help is fast
+    from assets_defs.resources import MillResource
+
+    return MillResource().open()
+
+
+def main() -> None:
+    """Run the command; an expected error is one message on stderr and exit code 1."""
+    try:
+        app()
+    except GristmillError as error:
+        typer.secho(str(error), fg=typer.colors.RED, err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

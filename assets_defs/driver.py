@@ -1,0 +1,151 @@
+"""`gristmill run`: the stages in order, each a Dagster run in this process, recorded where the UI shows it."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import dagster as dg
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from assets_defs.automation import STAGES
+from assets_defs.partitions import PROBES, SOURCE
+from assets_defs.resources import MillResource, load_project, load_recipes, root_directory
+from pipelines.documents import split_partition
+from pipelines.errors import GristmillError, UnknownName
+from pipelines.recipes import Recipe
+
+PID_TAG = "gristmill/pid"
+RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]
+
+
+def drive(name: str) -> None:
+    """Materialize everything recipe `name` needs and print its results.
+
+    Raises:
+        GristmillError: a stage failed; the message is the step's.
+    """
+    recipes = load_recipes()
+    if name not in recipes:
+        raise UnknownName("recipe", name, recipes)
+    os.environ.setdefault("GRISTMILL_PROGRESS", "1")
+    os.environ.setdefault("DAGSTER_HOME", str(root_directory()))
+    started = time.monotonic()
+    from assets_defs.definitions import defs
+
+    with dg.DagsterInstance.get() as instance:
+        reap(instance)
+        for stage, _ in STAGES:
+            _run_stage(defs, instance, stage, name, recipes[name])
+    _print_results(name, time.monotonic() - started)
+
+
+def reap(instance: dg.DagsterInstance) -> None:
+    """Report as failed every run of this command whose process is gone: a killed process cannot do it itself."""
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
+        pid = run.tags.get(PID_TAG)
+        if pid and not psutil.pid_exists(int(pid)):
+            instance.report_run_failed(run, "the process that ran it is gone")
+
+
+def source_range(recipe: Recipe) -> tuple[str, str]:
+    """Return the first and the last source partition of the smallest rectangle of domains and snapshots that is needed.
+
+    All domains are taken: the pinned sample and the duplicate clusters span the project. Snapshots run from the first to
+    the newest that the recipe or the pinned sample names; with ``all``, to the newest that holds documents.
+    """
+    domains = sorted(load_project().domains)
+    snapshots = _snapshots(recipe)
+    return f"{domains[0]}|{snapshots[0]}", f"{domains[-1]}|{snapshots[-1]}"
+
+
+def _snapshots(recipe: Recipe) -> list[str]:
+    project = load_project()
+    months = sorted({split_partition(str(key))[1] for key in SOURCE.get_partition_keys()})
+    wanted = set(project.snapshots if recipe.snapshots == "all" else recipe.snapshots) | set(project.fit_on)
+    unknown = sorted(wanted - set(months))
+    if unknown:
+        raise GristmillError(f"snapshot {unknown[0]!r} is not between {months[0]} and {months[-1]}, the months that are over; months are YYYY-MM-01")
+    return [month for month in months if min(wanted) <= month <= max(wanted)]
+
+
+def _run_stage(defs: dg.Definitions, instance: dg.DagsterInstance, stage: str, name: str, recipe: Recipe) -> None:
+    first, last = {
+        "ingest": source_range(recipe),
+        "measure": source_range(recipe),
+        "fit": (None, None),
+        "decide": (name, name),
+        "probe": (PROBES[name][0], PROBES[name][-1]),
+        "train": (name, name),
+    }[stage]
+    started = time.monotonic()
+    print(f"{stage}{f' [{first}]' if first == last and first else ''}", file=sys.stderr, flush=True)
+    tags = {PID_TAG: str(os.getpid())}
+    if first != last:
+        tags |= dict(zip(RANGE_TAGS, (first, last), strict=True))
+    job = defs.resolve_job_def(stage)
+    result = job.execute_in_process(
+        instance=instance, partition_key=first if first == last else None, tags=tags, run_config=QUIET, raise_on_error=False
+    )
+    if not result.success:
+        raise GristmillError(f"stage {stage} failed: {_reason(result)}\nEverything finished so far is kept; the same command goes on from there.")
+    print(f"{stage}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def _reason(result: dg.ExecuteInProcessResult) -> str:
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data and data.user_failure_data.description:
+                return f"{event.step_key}: {data.user_failure_data.description}"
+            error = data.error
+            while error and error.cause:
+                error = error.cause
+            return f"{event.step_key}: {error.message.strip() if error else 'unknown'}"
+    return "see the run in the UI"
+
+
+def _print_results(name: str, seconds: float) -> None:
+    """Print what was kept, the critical ratio and the held-out losses, and where to look."""
+    import json
+
+    mill = MillResource().open()
+    console = Console(width=110)
+    funnel = Table(title=f"{name}: what was kept", title_justify="left")
+    _columns(funnel, ["step", "documents in", "kept", "dropped"])
+    for asset in ("quality_filtered_corpus", "toxicity_filtered_corpus", "deduplicated_corpus"):
+        counts = mill.store.current(asset, name).counts
+        funnel.add_row(asset, *(f"{counts[key]:,}" for key in ("documents_in", "kept", "dropped")))
+    console.print(funnel)
+    ratio = json.loads(mill.store.current("critical_ratio", name).file("critical_ratio.json").read_text())
+    probes = Table(title=f"change of loss after {ratio['tokens']:,} tokens, by share of target text (nats per token)", title_justify="left")
+    _columns(probes, ["R", "general", "target"])
+    for point in ratio["points"]:
+        probes.add_row(f"{point['ratio']:.2f}", f"{point['general_delta']:+.4f}", f"{point['target_delta']:+.4f}")
+    console.print(probes)
+    interval = ratio["interval_95"]
+    bounds = f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+    console.print(f"critical ratio: {ratio['ratio']:.3f} ({ratio['decision']}{bounds}, tolerance {ratio['tolerance_nats']} nats)")
+    for refusal in ratio["refusals"]:
+        console.print(f"  refused: {refusal['code']}: {refusal['seen']}; {refusal['remedy']}")
+    rows = json.loads(mill.store.current("evaluation", name).file("evaluation.json").read_text())["domains"]
+    held_out = Table(title="held-out documents, before and after continued pretraining", title_justify="left")
+    _columns(held_out, ["domain", "role", "tokens", "loss before", "loss after", "change (95 %)", "bits/byte before", "after"])
+    for row in rows:
+        change = f"{row['loss_change']:+.3f} [{row['loss_change_low']:+.3f}, {row['loss_change_high']:+.3f}]"
+        cells = [f"{row['tokens']:,}", f"{row['loss_before']:.3f}", f"{row['loss_after']:.3f}", change]
+        held_out.add_row(row["domain"], row["role"], *cells, f"{row['bits_per_byte_before']:.3f}", f"{row['bits_per_byte_after']:.3f}")
+    console.print(held_out)
+    checkpoint, report = mill.store.current("pretrained_checkpoint", name), mill.store.current("report", name)
+    print(f"report      {report.file('report.html')}")
+    print(f"checkpoint  {checkpoint.directory}")
+    print(f"done in {seconds:.0f} s; open the UI with: make ui   (Dagster http://127.0.0.1:3000, MLflow http://127.0.0.1:5000)")
+
+
+def _columns(table: Table, names: Sequence[str]) -> None:
+    for number, column in enumerate(names):
+        table.add_column(column, justify="left" if number == 0 else "right")

@@ -1,0 +1,42 @@
+"""evaluation by recipe."""
+
+import dagster as dg
+
+from assets_defs.materialization import mill_asset
+from assets_defs.partitions import ALL, RECIPE
+from assets_defs.resources import Mill
+from pipelines import evaluation as step
+from pipelines.store import Build
+
+
+@mill_asset(
+    step=step.evaluate,
+    audits=step.EVALUATION_AUDITS,
+    packages=step.EVALUATION_PACKAGES,
+    partitions=RECIPE,
+    deps=["pretrained_checkpoint", "general_checkpoint", "deduplicated_corpus", dg.AssetDep("tokenized_shards", partition_mapping=ALL)],
+    kinds={"pytorch"},
+    plugin_kinds=["evaluators"],
+)
+def evaluation(mill: Mill, partition: str) -> Build:
+    """Loss (nats per token) and bits per byte on held-out documents, before and after, by domain, with paired 95 % intervals.
+
+    Input: general_checkpoint, pretrained_checkpoint, the held-out documents of deduplicated_corpus.
+    """
+    recipe = mill.recipe(partition)
+    return Build(
+        asset="evaluation",
+        partition=partition,
+        step=step.evaluate,
+        settings=recipe.evaluation_settings(),
+        inputs={
+            "base": mill.store.current("general_checkpoint", partition),
+            "checkpoint": mill.store.current("pretrained_checkpoint", partition),
+            "decisions": mill.store.current("deduplicated_corpus", partition),
+            "shards": mill.sources("tokenized_shards", recipe),
+            "tokenizer": mill.store.current("tokenizer"),
+        },
+        audits=step.EVALUATION_AUDITS,
+        plugins=(f"pipelines.evaluators.{recipe.evaluation.evaluator}",),
+        packages=step.EVALUATION_PACKAGES,
+    )

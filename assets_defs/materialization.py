@@ -1,0 +1,201 @@
+"""How a request for an artifact becomes a Dagster asset.
+
+An asset is a function from a partition to a `Build`. `mill_asset` turns it into an asset whose audits are its checks:
+the audit runs on what was staged, before it is published, so a failed audit is a failed check and no materialization.
+One run may hold many partitions; they are mapped over processes, and each gets its own materialization event.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import dagster as dg
+from dagster import AssetExecutionContext
+
+from assets_defs.metadata import describe
+from assets_defs.resources import Mill, MillResource
+from pipelines.code_version import code_version
+from pipelines.engine import Engine, map_shards
+from pipelines.errors import GristmillError
+from pipelines.manifests import Check, Manifest
+from pipelines.plugins import names
+from pipelines.progress import report_line
+from pipelines.store import Audit, AuditFailed, Build, Built, Step, Store, is_blocking
+from pipelines.tracking import RunTags
+
+GROUP = "gristmill"
+OWNERS = ["team:data"]
+TRAINING_POOL = "accelerator"
+"""One training at a time per accelerator; the limit is set in dagster.yaml."""
+DATA_VERSION_TAG, CODE_VERSION_TAG = "dagster/data_version", "dagster/code_version"
+
+Request = Callable[[Mill, Any], Build]
+
+
+def mill_asset(
+    *,
+    step: Step,
+    audits: Sequence[Audit] = (),
+    partitions: dg.PartitionsDefinition | None = None,
+    deps: Sequence[str | dg.AssetDep] = (),
+    kinds: set[str],
+    plugin_kinds: Sequence[str] = (),
+    packages: tuple[str, ...] = (),
+    training: bool = False,
+) -> Callable[[Request], dg.AssetsDefinition]:
+    """Make an asset of a function that returns the `Build` of a partition.
+
+    Args:
+        step: the step the build runs; its code is the asset's code version, with that of all plugins of `plugin_kinds`.
+        audits: the audits of the build, as check specs.
+        training: holds the accelerator's pool while it runs, and is retried where it was killed.
+    """
+
+    def wrap(request: Request) -> dg.AssetsDefinition:
+        plugins = tuple(f"pipelines.{kind}.{name}" for kind in plugin_kinds for name in names(kind))
+        version = code_version((step.__module__, *plugins), packages)
+        name = request.__name__
+
+        @dg.asset(
+            name=name,
+            description=request.__doc__,
+            group_name=GROUP,
+            owners=OWNERS,
+            kinds=kinds,
+            deps=list(deps),
+            partitions_def=partitions,
+            backfill_policy=dg.BackfillPolicy.single_run() if partitions else None,
+            code_version=version,
+            check_specs=[
+                dg.AssetCheckSpec(audit_name(audit), asset=name, blocking=is_blocking(audit), description=audit.__doc__) for audit in audits
+            ],
+            pool=TRAINING_POOL if training else None,
+            retry_policy=dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL),
+            output_required=False,
+            dagster_type=dg.Nothing,
+        )
+        def materialize(context: AssetExecutionContext, mill: MillResource) -> Iterator[Any]:
+            yield from _materialize(context, mill.open(), request, [audit_name(audit) for audit in audits], version, isolate=training)
+
+        return materialize
+
+    return wrap
+
+
+def audit_name(audit: Audit) -> str:
+    """Return the name of the check that `audit` makes."""
+    return getattr(audit, "__name__", type(audit).__name__)
+
+
+def _materialize(
+    context: AssetExecutionContext, mill: Mill, request: Request, checks: Sequence[str], version: str, *, isolate: bool
+) -> Iterator[Any]:
+    partitions = list(context.partition_keys) if context.has_partition_key_range or context.has_partition_key else [None]
+    asset = context.asset_key.to_user_string()
+    try:
+        builds = [request(mill, str(key) if key else None) for key in partitions]
+    except GristmillError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    done: list[Manifest] = []
+    errors: list[Exception] = []
+    with ThreadPoolExecutor(1) as pool:
+        logs: list[Future[str]] = []
+        for mapped in map_shards(_Building(mill.store), builds, _engine(mill, builds), isolate=isolate):
+            if mapped.error:
+                errors.append(mapped.error)
+                report_line(f"{mapped.item.label}: FAILED: {mapped.error}")
+                continue
+            built = mapped.result
+            done.append(built.manifest)
+            url = _track(context, mill, built, pool, logs)
+            report_line(f"{built.manifest.label}: {summary(built)}")
+            yield from _events(context, built, url, version, single=len(partitions) == 1)
+        for log in logs:
+            log.result()
+    yield from _check_results(asset, checks, [*done, *(e.manifest for e in errors if isinstance(e, AuditFailed))])
+    if errors:
+        _fail(asset, errors, len(partitions))
+    if len(partitions) > 1:
+        yield dg.Output(None)
+
+
+class _Building:
+    """``store.build`` as a function that a process pool can carry."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def __call__(self, build: Build) -> Built:
+        return self.store.build(build)
+
+
+def _engine(mill: Mill, builds: Sequence[Build]) -> Engine:
+    """Return where `builds` run: in this process where all are there already."""
+    pending = sum(mill.store.find(build.asset, build.fingerprint()) is None for build in builds)
+    return mill.engine if pending else Engine(kind="serial")
+
+
+def _events(context: AssetExecutionContext, built: Built, url: str | None, version: str, *, single: bool) -> Iterator[Any]:
+    manifest = built.manifest
+    metadata = describe(built, url)
+    if single:
+        yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(manifest.fingerprint))
+        return
+    yield dg.AssetMaterialization(
+        asset_key=context.asset_key,
+        partition=manifest.partition,
+        metadata=metadata,
+        tags={DATA_VERSION_TAG: manifest.fingerprint, CODE_VERSION_TAG: version},
+    )
+
+
+def _track(context: AssetExecutionContext, mill: Mill, built: Built, pool: ThreadPoolExecutor, logs: list[Future[str]]) -> str | None:
+    """Leave an MLflow run for what was computed; a hit leaves none."""
+    if built.hit:
+        return None
+    manifest = built.manifest
+    tags = RunTags(context.run_id, manifest.asset, manifest.partition, manifest.fingerprint)
+    parent = manifest.partition.partition("|")[0] if manifest.partition in _recipe_partitions(context) else "ingestion"
+    run_id = mill.tracker.start(manifest, parent=parent, tags=tags)
+    logs.append(pool.submit(mill.tracker.finish, run_id, manifest))
+    return mill.tracker.url(run_id)
+
+
+def _recipe_partitions(context: AssetExecutionContext) -> set[str]:
+    partitions = context.assets_def.partitions_def
+    return set(partitions.get_partition_keys()) if isinstance(partitions, dg.StaticPartitionsDefinition) else set()
+
+
+def _check_results(asset: str, names: Sequence[str], manifests: Sequence[Manifest]) -> Iterator[dg.AssetCheckResult]:
+    for name in names:
+        found = [(manifest, check) for manifest in manifests for check in manifest.checks if check.name == name]
+        failed = [(manifest, check) for manifest, check in found if not check.passed]
+        shown = failed or found[:20]
+        table = [dg.TableRecord({"partition": m.partition or "", "passed": str(c.passed), "finding": c.description}) for m, c in shown]
+        yield dg.AssetCheckResult(
+            check_name=name,
+            passed=bool(found) and not failed,
+            severity=dg.AssetCheckSeverity.ERROR if any(c.blocking for _, c in failed) else dg.AssetCheckSeverity.WARN,
+            description="; ".join(c.description for _, c in failed[:3]) or (found[0][1].description if len(found) == 1 else None),
+            metadata={"audited": len(found), "failed": len(failed), **_numbers(found), **({"findings": dg.MetadataValue.table(table)} if table else {})},
+        )
+
+
+def _numbers(found: Sequence[tuple[Manifest, Check]]) -> dict[str, int | float | str]:
+    return dict(found[0][1].metadata) if len(found) == 1 else {}
+
+
+def _fail(asset: str, errors: Sequence[Exception], partitions: int) -> None:
+    first = errors[0]
+    if not isinstance(first, GristmillError):
+        raise first
+    also = f" ({len(errors)} of {partitions} partitions failed)" if partitions > 1 else ""
+    raise dg.Failure(f"{asset}: {first}{also}", allow_retries=False) from first
+
+
+def summary(built: Built) -> str:
+    """Return one line for people: what came out and what it cost."""
+    counts = built.manifest.counts
+    shown = [f"{counts[key]:,} {key.replace('_', ' ')}" for key in ("documents_in", "kept", "dropped", "quarantined", "documents", "passages", "tokens") if key in counts]
+    cost = "cached" if built.hit else f"{built.seconds:.1f} s"
+    return f"{', '.join(shown) or f'{len(built.manifest.files)} files'} ({cost})"

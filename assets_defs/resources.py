@@ -1,0 +1,119 @@
+"""The mill: where artifacts live, what the project and its recipes say, how shards are mapped, where runs are tracked."""
+
+import os
+from functools import cache, cached_property
+from pathlib import Path
+
+import dagster as dg
+
+from pipelines.engine import Engine
+from pipelines.errors import GristmillError
+from pipelines.manifests import Manifest, Member
+from pipelines.documents import partition_file, split_partition
+from pipelines.recipes import Project, Recipe, read_project, read_recipes
+from pipelines.store import Store
+from pipelines.tracking import Tracker
+
+PROJECT_FILE = "project.yaml"
+
+
+def root_directory() -> Path:
+    """Return the project's directory: GRISTMILL_PROJECT, or the working directory."""
+    return Path(os.environ.get("GRISTMILL_PROJECT") or ".").absolute()
+
+
+def home_directory() -> Path:
+    """Return where artifacts and tracking live: GRISTMILL_HOME, or ``.gristmill`` in the project's directory."""
+    return Path(os.environ.get("GRISTMILL_HOME") or root_directory() / ".gristmill").absolute()
+
+
+@cache
+def load_project() -> Project:
+    """Read the project file once per process."""
+    return read_project(root_directory() / PROJECT_FILE)
+
+
+@cache
+def load_recipes() -> dict[str, Recipe]:
+    """Read the recipes once per process."""
+    return read_recipes(root_directory() / "recipes", load_project())
+
+
+class Mill:
+    """Everything an asset needs to say what it wants."""
+
+    def __init__(self, home: Path, engine: Engine) -> None:
+        self.home = home
+        self.engine = engine
+        self.store = Store(home)
+
+    @property
+    def root(self) -> Path:
+        return root_directory()
+
+    @property
+    def project(self) -> Project:
+        return load_project()
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        return Tracker(self.home, self.project.name)
+
+    def recipe(self, name: str) -> Recipe:
+        """Return recipe `name`; a probe's partition ``recipe|probe`` names its recipe too."""
+        return load_recipes()[name.partition("|")[0]]
+
+    def source_partitions(self, recipe: Recipe, asset: str = "cleaned_corpus") -> list[str]:
+        """Return the materialized source partitions of `asset` that `recipe` takes, snapshots in time order, then domains.
+
+        Raises:
+            GristmillError: a domain of the recipe has none.
+        """
+        wanted = {"all"} if recipe.snapshots == "all" else set(recipe.snapshots)
+        found = [
+            key
+            for key in self.store.partitions(asset)
+            if split_partition(key)[0] in recipe.domains and ({"all", split_partition(key)[1]} & wanted)
+        ]
+        missing = sorted(set(recipe.domains) - {split_partition(key)[0] for key in found})
+        if missing:
+            raise GristmillError(f"{asset} holds no snapshot of {', '.join(missing)}; materialize its source partitions first (job `ingest`)")
+        return in_time_order(found)
+
+    def sources(self, asset: str, recipe: Recipe) -> tuple[Manifest, ...]:
+        """Return the artifacts of `asset` over the recipe's source partitions."""
+        return tuple(self.store.current(asset, key) for key in self.source_partitions(recipe, asset))
+
+    def fit_sample(self) -> tuple[Manifest, ...]:
+        """Return the cleaned corpora of the pinned sample."""
+        keys = [key for key in self.store.partitions("cleaned_corpus") if split_partition(key)[1] in self.project.fit_on]
+        if not keys:
+            raise GristmillError(f"no cleaned_corpus of {', '.join(self.project.fit_on)}; `fit_on` in project.yaml names the snapshots to ingest first")
+        return tuple(self.store.current("cleaned_corpus", key) for key in in_time_order(keys))
+
+    def splits(self, partitions: list[str]) -> tuple[Member, ...]:
+        """Return the split files of `partitions`: only their bytes enter the reader's identity."""
+        register = self.store.current("duplicate_clusters")
+        known = {entry.path for entry in register.files}
+        missing = [key for key in partitions if f"splits/{partition_file(key)}" not in known]
+        if missing:
+            raise GristmillError(f"{', '.join(missing[:3])}: no split yet; materialize duplicate_clusters (job `fit`)")
+        return tuple(Member(manifest=register, name=f"splits/{partition_file(key)}") for key in partitions)
+
+
+class MillResource(dg.ConfigurableResource):
+    """Opens the mill; every setting has a default and an environment variable."""
+
+    home: str = ""
+    """Directory of artifacts and tracking; GRISTMILL_HOME or ``.gristmill`` where empty."""
+    workers: int = 0
+    """Processes per step; GRISTMILL_WORKERS, or one per core where 0."""
+
+    def open(self) -> Mill:
+        workers = self.workers or int(os.environ.get("GRISTMILL_WORKERS") or 0)
+        return Mill(Path(self.home).absolute() if self.home else home_directory(), Engine(workers=workers))
+
+
+def in_time_order(partitions: list[str]) -> list[str]:
+    """Sort source partitions by snapshot, then domain."""
+    return sorted(partitions, key=lambda key: tuple(reversed(split_partition(key))))

@@ -1,0 +1,72 @@
+"""Share of words on a list: LDNOOBW, English, 403 entries (CC BY 4.0, `_wordlists/LICENSE.txt`), as C4 uses it.
+
+Words are compared in lower case without the punctuation around them. An entry of several words counts all of them. The
+list has medical and neutral words too, and it misses most insults: a share, not a verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from pipelines.errors import GristmillError
+from pipelines.filters import Filter, Rule
+from pipelines.filters._punctuation import PUNCTUATION
+from pipelines.filters._words import Words, in_groups, share, split_words
+
+SAMPLE = "more in 67% of 993 toxic prompts (RealToxicityPrompts) and in 0.5% of 3,000 sentences of WikiText-2"
+
+LIST_SHA256 = "ef2c957d0449baaa86ecdda6c2c998b42151823240179e1efcd427432243c4d6"
+"""Of the list's bytes: so a changed list is changed code, and documents are scored again."""
+
+_AROUND = "".join(sorted(PUNCTUATION))
+
+
+class ToxicWords(Filter):
+    """Listed words per word."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (Rule("listed_word_fraction", "at_most", 0.02, SAMPLE),)
+
+    def score(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        return in_groups(_score, texts, [rule.name for rule in self.rules])
+
+
+def _score(texts: Sequence[str]) -> dict[str, np.ndarray]:
+    words = split_words(texts)
+    plain = [word.lower().strip(_AROUND) for word in words.vocabulary]
+    entries = _entries()
+    starts = np.array([word in entries for word in plain], dtype=bool)
+    listed = np.zeros(len(words.ids), dtype=bool)
+    for position in np.flatnonzero(starts[words.ids]) if len(plain) else ():
+        listed[position : position + _match_length(words, plain, int(position), entries)] = True
+    return {"listed_word_fraction": share(words.sums(listed), words.counts)}
+
+
+def _match_length(words: Words, plain: list[str], position: int, entries: dict[str, tuple[tuple[str, ...], ...]]) -> int:
+    """Return the number of words of the longest entry that begins at `position` and ends in its document; 0 without one."""
+    end = words.starts[words.documents[position] + 1]
+    for entry in entries[plain[words.ids[position]]]:
+        following = words.ids[position : min(position + len(entry), end)]
+        if tuple(plain[number] for number in following) == entry:
+            return len(entry)
+    return 0
+
+
+@cache
+def _entries() -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Return the list by first word, longest entries first."""
+    path = Path(__file__).parent / "_wordlists" / "en.txt"
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != LIST_SHA256:
+        raise GristmillError(f"{path} is not the list that LIST_SHA256 names; restore it, or set LIST_SHA256 to the new list's hash")
+    found: defaultdict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for line in content.decode().splitlines():
+        entry = tuple(line.lower().split())
+        found[entry[0]].append(entry)
+    return {first: tuple(sorted(entries, key=lambda entry: (-len(entry), entry))) for first, entries in found.items()}
