@@ -33,7 +33,10 @@ class ResumePoint:
 
 
 def save_resume_point(directory: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write the resume point of `step` and keep the last `KEEP`. Killed at any moment, it leaves the older ones whole."""
+    """Write the resume point of `step` and keep the last `KEEP`. Killed at any moment, it leaves the older ones whole.
+
+    A point beyond `step` is one that was passed over; it goes, lest it count among the last.
+    """
     from safetensors.torch import save_file
 
     final = directory / f"step-{step:08d}"
@@ -50,8 +53,9 @@ def save_resume_point(directory: Path, step: int, model: torch.nn.Module, optimi
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
     _sync(directory)
-    for old in _points(directory)[KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+    points = _points(directory)
+    for stale in points[: points.index(final)] + points[points.index(final) + KEEP :]:
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def latest_resume_point(directory: Path) -> ResumePoint | None:

@@ -58,9 +58,8 @@ def imported_modules(module: str) -> frozenset[str]:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names if alias.name.startswith("pipelines"))
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pipelines"):
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            modules = {name for name in inner if _path(name)}
-            found.update(modules or {node.module})
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            found.update(name if _path(name) else node.module for name in inner)
     return frozenset(name for name in found if name != "pipelines")
 
 

@@ -7,6 +7,7 @@ corpora as a folder that ``datasets.load_from_disk`` opens. The corpus is addres
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from pipelines.plugins import Settings
 from pipelines.sources import Source
 from pipelines.sources._rows import shown_path
 
+FULL_ID = re.compile(r"@\d{4}-\d{2}$")
 MAX_ID_CHARACTERS = 200
 EXCERPT_CHARACTERS = 200
 SAMPLE_DOCUMENTS = 3
@@ -151,16 +153,25 @@ class _CorpusWriter:
         return row
 
     def _id(self, document: Document) -> str:
+        """Return ``<domain>-<given id>@<month>``: unique over domains and snapshots, whatever the source's ids are.
+
+        An id of that form already (an exported corpus) is kept.
+        """
         domain, given = self._settings.domain, document.id or ""
         usable = 0 < len(given) <= MAX_ID_CHARACTERS and given.isprintable()
-        name = given if usable else document_id(domain, self._settings.source, document.locator)
-        attempt = 0
+        first = self._full_id(given if usable else document_id(domain, self._settings.source, document.locator))
+        attempt, name = 0, first
         while name in self._ids:
-            name = document_id(domain, given, document.locator, *([str(attempt)] if attempt else []))
+            name = self._full_id(document_id(domain, given, document.locator, *([str(attempt)] if attempt else [])))
             attempt += 1
         self._ids.add(name)
-        self._ids_replaced += bool(given) and name != given
+        self._ids_replaced += bool(given) and (name != first or not usable)
         return name
+
+    def _full_id(self, name: str) -> str:
+        prefix = "" if name.startswith(f"{self._settings.domain}-") else f"{self._settings.domain}-"
+        suffix = "" if not prefix and FULL_ID.search(name) else f"@{self._settings.snapshot[:7]}"
+        return f"{prefix}{name}{suffix}"
 
     def outcome(self, kept: int, quarantined: int) -> Outcome:
         """Return the counts, the reasons of quarantine and the first documents."""

@@ -7,6 +7,7 @@ and use one thread each, so that the pool, not BLAS, spends the cores.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import signal
@@ -52,7 +53,7 @@ def map_shards(
     """Yield ``function(item)`` for every item, in order; an item's error is yielded, not raised.
 
     Args:
-        isolate: use a child process even for one item, so that its memory and thread settings end with it.
+        isolate: use fresh child processes, even for one item: their memory ends with them, and their threads are their own.
 
     Raises:
         RuntimeError: a worker process was killed (out of memory, most often).
@@ -61,7 +62,9 @@ def map_shards(
     if engine.kind == "serial" or (not isolate and (engine.num_workers == 1 or len(items) < 2)):
         yield from (_attempt(function, item) for item in items)
         return
-    futures = [_pool(engine.num_workers).submit(_attempt, function, item) for item in items]
+    pool = _new_pool(min(engine.num_workers, len(items))) if isolate else _shared_pool(engine.num_workers)
+    with _threads_limited(None if isolate else 1):
+        futures = [pool.submit(_attempt, function, item) for item in items]
     try:
         for future in futures:
             yield future.result()
@@ -71,6 +74,8 @@ def map_shards(
     finally:
         for future in futures:
             future.cancel()
+        if isolate:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def die_with_parent() -> None:
@@ -89,14 +94,30 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Res
 _pools: dict[int, ProcessPoolExecutor] = {}
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+def _shared_pool(workers: int) -> ProcessPoolExecutor:
     """Return the process pool of this size, started once: imports in the children are paid once."""
     if workers not in _pools:
-        for variable in THREAD_VARIABLES:
-            os.environ.setdefault(variable, "1")
-        _pools[workers] = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+        _pools[workers] = _new_pool(workers)
         atexit.register(_pools[workers].shutdown, wait=False, cancel_futures=True)
     return _pools[workers]
+
+
+def _new_pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+
+
+@contextlib.contextmanager
+def _threads_limited(number: int | None) -> Iterator[None]:
+    """Limit the threads of numerical libraries in processes started meanwhile; they read these variables when they load."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    if number is not None:
+        os.environ.update({name: str(number) for name in THREAD_VARIABLES if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
 
 
 def _start_worker() -> None:

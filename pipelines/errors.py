@@ -14,8 +14,11 @@ class UnknownName(GristmillError):
     """A name that is not among the known ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        choices = sorted(known)
-        super().__init__(f"unknown {kind} {name!r}{suggestion(name, choices)}")
+        self._described = (kind, name, tuple(sorted(known)))
+        super().__init__(f"unknown {kind} {name!r}{suggestion(name, self._described[2])}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, tuple[str, ...]]]:
+        return (type(self), self._described)
 
 
 class EmptyInput(GristmillError):
@@ -31,8 +34,8 @@ class OutOfSpace(GristmillError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'? known: ...`` for an unknown `name`."""
+    """Return ``; did you mean 'x'? known: ...`` for an unknown `name`, or ``; known: ...`` where none is near."""
     choices = sorted(known)
     close = get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
     return f"{hint} known: {', '.join(choices) or 'none'}"

@@ -27,6 +27,8 @@ from pipelines.plugins import Settings
 from pipelines.store import advisory
 
 SHARE_GRID = 1001
+MAX_DISAGREEMENT = 0.05
+"""Two laws whose roots lie further apart than this are reported."""
 
 
 class RatioSettings(Settings):
@@ -80,7 +82,7 @@ def estimate_critical_ratio(settings: RatioSettings, out: Path, *, probes: tuple
     """Fit the law to `probes` and write ``critical_ratio.json``: the ratio, its interval, the evidence, the refusals.
 
     Raises:
-        GristmillError: the estimate is refused and `on_refusal` is ``error``.
+        GristmillError: the estimate is refused and `on_refusal` is ``error``, or no probe replays general text.
     """
     losses = _read_losses(probes)
     law: MixingLaw = plugins.build("mixing_laws", settings.law)  # type: ignore[assignment]
@@ -93,6 +95,7 @@ def estimate_critical_ratio(settings: RatioSettings, out: Path, *, probes: tuple
     check = _root(plugins.build("mixing_laws", settings.cross_check), losses.ratios, general, settings.tolerance_nats)  # type: ignore[arg-type]
     errors = _standard_errors(losses.general)
     refusals = _refusals(settings, losses.ratios, general, target, errors, estimate, interval)
+    warnings = _warnings(settings, losses.ratios, general, estimate, check)
     ratio, decision = _decide(settings, losses.ratios, general, estimate, refusals)
     result = {
         "ratio": ratio,
@@ -106,8 +109,9 @@ def estimate_critical_ratio(settings: RatioSettings, out: Path, *, probes: tuple
         "tokens": losses.tokens,
         "law": {"name": settings.law, **_fit(law, losses.ratios, general).parameters},
         "refusals": refusals,
+        "warnings": warnings,
         "points": [
-            {"ratio": float(r), "seed": int(s), "general_delta": float(g), "general_standard_error": float(e), "target_delta": float(t)}
+            {"ratio": float(r), "seed": int(s), "general_delta": float(g), "general_standard_error": _number(e), "target_delta": float(t)}
             for r, s, g, e, t in zip(losses.ratios, losses.seeds, general, errors, target, strict=True)
         ],
     }
@@ -120,7 +124,7 @@ def estimate_critical_ratio(settings: RatioSettings, out: Path, *, probes: tuple
     return Outcome(
         counts={"probes": len(losses.ratios), "general_windows": losses.general.shape[1], "target_windows": losses.target.shape[1]},
         metrics=metrics,
-        tables={"probes": _rounded(result["points"]), "refusals": refusals},
+        tables={"probes": _rounded(result["points"]), "refusals": refusals, "warnings": warnings},
         plots=("critical_ratio.png", "trajectories.png"),
         details={"decision": decision},
     )
@@ -152,7 +156,8 @@ def mix_domains(settings: MixtureSettings, out: Path, *, critical_ratio: Manifes
             }
         )
     repeated = [row["domain"] for row in rows if row["epochs"] > settings.max_epochs]
-    mixture = {"ratio": ratio, "shares": {row["domain"]: row["share"] for row in rows}, "tokens": settings.tokens, "domains": rows, "repeated": repeated}
+    shares = {row["domain"]: row["share"] for row in rows if row["share"] > 0}
+    mixture = {"ratio": ratio, "shares": shares, "tokens": settings.tokens, "domains": rows, "repeated": repeated}
     (out / "mixture.json").write_text(json.dumps(mixture, indent=1, sort_keys=True) + "\n")
     _plot_shares(out / "mixture.png", rows)
     return Outcome(
@@ -171,6 +176,8 @@ def _read_losses(probes: tuple[Manifest, ...]) -> _Losses:
     corpus = np.asarray(rows["corpus"].to_pylist())
     last = int(frame["tokens"].max())
     runs = sorted(set(zip(frame["ratio"].tolist(), frame["seed"].tolist(), strict=True)))
+    if all(ratio >= 1.0 for ratio, _ in runs):
+        raise GristmillError("no probe has a target share below 1; the law is fitted over replay, so add three ratios below 1 to `mixture.ratios`")
     deltas: dict[str, list[np.ndarray]] = {"general": [], "target": []}
     trajectory = []
     for ratio, seed in runs:
@@ -182,8 +189,7 @@ def _read_losses(probes: tuple[Manifest, ...]) -> _Losses:
                 trajectory.append({"ratio": ratio, "seed": seed, "tokens": int(tokens), "corpus": name, "delta": float(delta.mean())})
                 if tokens == last:
                     found.append(delta)
-    shapes = {len(delta) for delta in deltas["general"]}
-    if len(shapes) != 1 or len(deltas["general"]) != len(runs):
+    if any(len(found) != len(runs) or len({len(delta) for delta in found}) != 1 for found in deltas.values()):
         raise GristmillError("the probes were not measured on the same windows or at the same tokens; materialize mixture_probe for all of them again")
     return _Losses(
         np.asarray([r for r, _ in runs]), np.asarray([s for _, s in runs]), last, np.stack(deltas["general"]), np.stack(deltas["target"]), trajectory
@@ -256,21 +262,44 @@ def _refusals(
         refuse("too_few_ratios", f"{len(np.unique(ratios[inside]))} distinct ratios below 1", "add ratios to `mixture.ratios`; three is the least")
     if (general[inside] <= tolerance).all():
         refuse("not_bracketed", f"every ratio up to {ratios[inside].max():.2f} holds the tolerance", "add a higher ratio, or lower the tolerance")
-    if (general[inside] > tolerance).all():
+    if (general[inside] > tolerance).all() or not np.isfinite(estimate):
         refuse("not_bracketed", f"no ratio down to {ratios[inside].min():.2f} holds the tolerance", "add a lower ratio, or train the base longer")
     nearest = int(np.argmin(np.abs(ratios - (estimate if np.isfinite(estimate) else ratios.mean()))))
-    if errors[nearest] > tolerance / 5:
-        wanted = int(np.ceil((errors[nearest] / (tolerance / 5)) ** 2))
-        refuse("noisy_evaluation", f"standard error {errors[nearest]:.4f} nats at R = {ratios[nearest]:.2f}", f"measure {wanted}x as many held-out windows")
-    order = np.argsort(ratios[inside], kind="stable")
-    steps, noise = np.diff(general[inside][order]), np.hypot(errors[inside][order][1:], errors[inside][order][:-1])
-    if (steps < -2 * noise).any():
+    if not errors[nearest] <= tolerance / 5:
+        wanted = f"{np.ceil((errors[nearest] / (tolerance / 5)) ** 2):.0f}x as many" if np.isfinite(errors[nearest]) else "two or more"
+        refuse("noisy_evaluation", f"standard error {errors[nearest]:.4f} nats at R = {ratios[nearest]:.2f}", f"measure {wanted} held-out windows")
+    levels = [general[ratios == ratio].mean() for ratio in np.unique(ratios[inside])]  # over seeds, which differ by data order
+    spread = [np.sqrt((errors[ratios == ratio] ** 2).sum()) / (ratios == ratio).sum() for ratio in np.unique(ratios[inside])]
+    if (np.diff(levels) < -2 * np.hypot(spread[1:], spread[:-1])).any():
         refuse("non_monotone", "the general loss falls with the target share beyond two standard errors", "measure more windows, or more seeds")
     if (target[ratios > 0] >= 0).any():
         refuse("target_not_learned", "the target loss did not fall at every ratio above 0", "train the probes longer, or raise their learning rate")
     if interval is None or interval[1] - interval[0] > settings.max_interval:
         width = "not bounded" if interval is None else f"{interval[1] - interval[0]:.2f} wide"
         refuse("wide_interval", f"the 95 % interval is {width}", "measure more held-out windows, or add ratios near the estimate")
+    return found
+
+
+def _warnings(settings: RatioSettings, ratios: np.ndarray, general: np.ndarray, estimate: float, check: float) -> list[dict[str, str]]:
+    """Return what a reader of the estimate is to know, in the form of a refusal; the estimate stands."""
+    found = []
+    lowest = general[ratios == ratios.min()].mean()
+    if lowest < -settings.tolerance_nats:
+        found.append(
+            {
+                "code": "base_unconverged",
+                "seen": f"general loss {lowest:+.3f} nats at R = {ratios.min():.2f}: the base still improves on general text",
+                "remedy": "the ratio depends on its spare learning; train the base longer",
+            }
+        )
+    if np.isfinite(estimate) != np.isfinite(check) or abs(estimate - check) > MAX_DISAGREEMENT:
+        found.append(
+            {
+                "code": "cross_check_disagrees",
+                "seen": f"{settings.law} says {estimate:.3f}, {settings.cross_check} says {check:.3f}",
+                "remedy": "add ratios near the estimate, where the laws differ",
+            }
+        )
     return found
 
 

@@ -6,6 +6,9 @@ what is decided: roles, thresholds, selection, model, mixture, training. Every p
 
 from __future__ import annotations
 
+import copy
+import math
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from pipelines import plugins
 from pipelines.cleaning import CleaningSettings
@@ -388,8 +391,8 @@ def read_recipe(path: Path, project: Project) -> Recipe:
     Raises:
         GristmillError: one line per problem.
     """
-    recipe = plugins.validate(Recipe, _read_yaml(path), where=path.name)
-    where, problems = path.name, []
+    where = path.name
+    recipe, problems = _read_recipe_settings(path)
     for domain in recipe.domains:
         if domain not in project.domains:
             problems.append(f"{where}: roles: unknown domain {domain!r}{suggestion(domain, project.domains)}")
@@ -398,7 +401,7 @@ def read_recipe(path: Path, project: Project) -> Recipe:
     for stage in ("quality", "toxicity"):
         mine: StageSettings = getattr(recipe, stage)
         problems += _filter_problems(f"{where}: {stage}.filters", mine.filters, fields=False)
-        unscored = sorted({n for layer in (mine.filters, *mine.domains.values()) for n in layer} - set(project.scored(stage)))
+        unscored = sorted({n for layer in (mine.filters, *mine.domains.values()) for n in layer} & set(plugins.names("filters")) - set(project.scored(stage)))
         problems += [f"{where}: {stage}: {name} is not scored; add it under `{stage}` in project.yaml" for name in unscored]
         for domain, filters in mine.domains.items():
             if domain not in recipe.domains:
@@ -413,9 +416,39 @@ def read_recipe(path: Path, project: Project) -> Recipe:
     wanted += [("evaluators", recipe.evaluation.evaluator, recipe.evaluation.evaluator_settings)]
     problems += _plugin_problems(where, wanted)
     problems += [f"{where}: mixture.ratios: {r} is not in [0, 1]" for r in recipe.mixture.ratios if not 0 <= r <= 1]
+    problems += [f"{where}: mixture.ratios: {r} has more than the two decimals that name a probe" for r in recipe.mixture.ratios if round(r, 2) != r]
+    problems += [f"{where}: mixture: probe {p} is asked for twice" for p in recipe.probes if recipe.probes.count(p) > 1]
     problems += [f"{where}: selection.budget: no budget for role {role!r}" for role in ("general", "target") if role not in recipe.selection.budget]
     _raise(list(dict.fromkeys(problems)))
     return recipe
+
+
+def _read_recipe_settings(path: Path) -> tuple[Recipe, list[str]]:
+    """Return the recipe in `path` without the keys that are wrong in it, and a line for each of them.
+
+    Raises:
+        GristmillError: one line per problem, where nothing can be read without these keys.
+    """
+    values = _read_yaml(path)
+    try:
+        return Recipe.model_validate(values), []
+    except ValidationError as error:
+        problems = plugins.problems(error, Recipe, where=path.name)
+        values = copy.deepcopy(values)
+        for item in error.errors():
+            _remove(values, item["loc"])
+    try:
+        return Recipe.model_validate(values), problems
+    except ValidationError:
+        raise GristmillError("\n".join(problems)) from None
+
+
+def _remove(values: Json, location: tuple[int | str, ...]) -> None:
+    """Take the key at `location` out of `values`, where there is such a key."""
+    for part in location[:-1]:
+        values = values[part] if isinstance(values, dict) and part in values else None
+    if isinstance(values, dict):
+        values.pop(location[-1], None)
 
 
 def read_recipes(directory: Path, project: Project) -> dict[str, Recipe]:
@@ -436,11 +469,23 @@ def read_recipes(directory: Path, project: Project) -> dict[str, Recipe]:
     return recipes
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML with the booleans of YAML 1.2, where ``off`` is a word, and with dates as text."""
+
+
+_BOOL, _TIMESTAMP = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _TIMESTAMP)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
 def _read_yaml(path: Path) -> Mapping[str, Json]:
     if not path.exists():
         raise GristmillError(f"{path} does not exist; run from the directory that holds project.yaml, or set GRISTMILL_PROJECT")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GristmillError(f"{path.name} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -450,6 +495,10 @@ def _read_yaml(path: Path) -> Mapping[str, Json]:
 
 def _is_off(value: object) -> bool:
     return value is False or value == "off"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _mapping(values: object) -> dict[str, Json]:
@@ -469,7 +518,7 @@ def _filter_problems(where: str, filters: Filters, *, fields: bool) -> list[str]
         for key, value in _mapping(values).items():
             if key not in known:
                 problems.append(f"{where}.{name}: unknown rule {key!r}{suggestion(key, known)}")
-            elif key in rules and not _is_off(value) and (isinstance(value, bool) or not isinstance(value, int | float)):
+            elif key in rules and not _is_off(value) and not _is_number(value):
                 problems.append(f"{where}.{name}.{key}: {value!r} is not a number or off")
         if fields:
             own = {k: v for k, v in _mapping(values).items() if k in plugin.model_fields}

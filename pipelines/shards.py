@@ -33,7 +33,8 @@ class TokenShard:
         self.manifest = manifest
         dtype = np.dtype(str(manifest.outcome.details["dtype"]))
         path = manifest.directory / TOKENS
-        self.tokens: np.ndarray = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+        held = path.stat().st_size // dtype.itemsize  # whole tokens: an audit counts those of a torn file
+        self.tokens: np.ndarray = np.memmap(path, dtype=dtype, mode="r", shape=(held,)) if held else np.empty(0, dtype)
 
     @cached_property
     def documents(self) -> pa.Table:

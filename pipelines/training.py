@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 TRAINING_PACKAGES = ("torch", "transformers")
 STEPS_PER_RECORD = 10
+ROUNDING = 1e-9
 LOSSES = pa.schema(
     [("probe", pa.string()), ("ratio", pa.float64()), ("seed", pa.int64()), ("tokens", pa.int64())]
     + [("corpus", pa.string()), ("window", pa.int64()), ("loss", pa.float64())]
@@ -214,15 +215,19 @@ def mixed_shares(by_role: Mapping[str, Mapping[str, float]], ratio: float) -> di
 def assign_sequences(shares: Mapping[str, float], num_sequences: int) -> np.ndarray:
     """Return the domain (index into sorted `shares`) of each sequence, int16 of shape ``(num_sequences,)``.
 
-    Each sequence goes to the domain that is furthest behind its share (error diffusion), so that after any number of
-    sequences every domain is within one sequence of its exact share.
+    After any number of sequences every one of the n domains is within ``1 - 1 / (2n - 2)`` sequences of its exact share:
+    of the domains that are behind by ``1 / (2n - 2)`` or more, the next is the one that would reach the bound first
+    (Tijdeman 1980, The chairman assignment problem). Taking the one furthest behind keeps no such bound beyond two.
     """
-    wanted = np.asarray([shares[name] for name in sorted(shares)])
+    wanted = np.asarray([shares[name] for name in sorted(shares)], dtype=float)
+    wanted /= wanted.sum()
+    least = 1.0 / max(2 * len(wanted) - 2, 1)
     behind = np.zeros(len(wanted))
     out = np.empty(num_sequences, dtype=np.int16)
     for number in range(num_sequences):
         behind += wanted
-        out[number] = np.argmax(behind)
+        ready = np.nonzero(behind >= least - ROUNDING)[0]
+        out[number] = ready[np.argmin((1.0 - least - behind[ready]) / wanted[ready])]
         behind[out[number]] -= 1.0
     return out
 
@@ -270,6 +275,7 @@ class _Run:
         torch.manual_seed(self.settings.seed)
         self.step = 0
         self.seconds = 0.0
+        self.trained = 0
         self.model = self._base_model() if self.base else self._new_model()
         self.optimizer = self._optimizer_settings.build(self.model, self.settings.phases[0].learning_rate)
         if self.base:
@@ -353,6 +359,7 @@ class _Run:
         self._resume(out)
         progress = Progress(f"training ({short(sum(p.numel() for p in self.model.parameters()))} parameters)", self.num_steps * self.tokens_per_step, "tokens")
         saved = started = time.monotonic()
+        first = self.step
         self.model.train()
         with (out / "metrics.jsonl").open("a") as records:
             while self.step < until:
@@ -365,6 +372,7 @@ class _Run:
                     checkpoints.save_resume_point(out / "resume", self.step, self.model, self.optimizer)
                     saved = time.monotonic()
         self.seconds += time.monotonic() - started
+        self.trained += self.step - first
 
     def _train_step(self) -> dict[str, float]:
         import torch
@@ -430,7 +438,7 @@ class _Run:
     def outcome(self, *, metrics: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None, plots: tuple[str, ...] = ()) -> Outcome:
         """Return what the run found."""
         tokens = self.num_steps * self.tokens_per_step
-        rate = {"tokens_per_second": tokens / self.seconds} if self.seconds else {}
+        rate = {"tokens_per_second": self.trained * self.tokens_per_step / self.seconds} if self.seconds else {}  # of this process
         epochs = self.epochs()
         table = [{"domain": d, "share": round(self.shares[d], 4), "epochs": round(epochs[d], 3)} for d in self.domains]
         return Outcome(

@@ -30,6 +30,8 @@ from pipelines.manifests import Manifest, Outcome
 from pipelines.store import Build, Store
 
 SNAPSHOT = "2026-02-01"
+MONTH = "@" + SNAPSHOT[:7]
+"""What every id ends with."""
 SAMPLE = Path(__file__).parent.parent / "data" / "sample" / "corpus.parquet"
 PARTITION = {"domain": "{domain}", "collected": "{snapshot}"}
 
@@ -73,7 +75,7 @@ def test_tables_have_their_schemas_and_every_line_is_accounted_for(tmp_path: Pat
     assert pq.read_schema(made.file("quarantine.parquet")).equals(QUARANTINE_SCHEMA)
     assert documents(made) == [
         {
-            "id": "one",
+            "id": "wiki-one" + MONTH,
             "text": "grüße",
             "domain": "wiki",
             "source": "pypi:x",
@@ -85,7 +87,7 @@ def test_tables_have_their_schemas_and_every_line_is_accounted_for(tmp_path: Pat
             "metadata": None,
         },
         dict.fromkeys(DOCUMENT_SCHEMA.names)
-        | {"id": document_id("wiki", "jsonl", "a.jsonl:2"), "text": "nul \x00 stays", "domain": "wiki", "source": "jsonl:a.jsonl:2"},
+        | {"id": document_id("wiki", "jsonl", "a.jsonl:2") + MONTH, "text": "nul \x00 stays", "domain": "wiki", "source": "jsonl:a.jsonl:2"},
     ]
     assert reasons(made) == [
         ("a.jsonl:3", "undecodable"),
@@ -141,7 +143,7 @@ def test_ids_are_stable_when_the_file_grows_and_when_the_project_moves(tmp_path:
     after = raw(first)
     assert after.fingerprint != before.fingerprint
     assert [row["id"] for row in documents(after)][:3] == [row["id"] for row in documents(before)]
-    assert [row["id"] for row in documents(before)][1:] == ["k", document_id("wiki", "k", "a.jsonl:3")]
+    assert [row["id"] for row in documents(before)][1:] == ["wiki-k" + MONTH, document_id("wiki", "k", "a.jsonl:3") + MONTH]
 
 
 def test_the_root_is_not_part_of_the_identity_and_default_settings_are(tmp_path: Path):
@@ -240,7 +242,7 @@ def test_an_exported_corpus_reads_back(store: Store, tmp_path: Path, keep: set[s
 
 
 def test_an_exported_corpus_is_a_source(store: Store, tmp_path: Path):
-    export_corpus(corpus(store, "wiki", ["one", "two"]), tmp_path / "exported")
+    export_corpus(corpus(store, "wiki", ["one", "two"], ids=["wiki-1@2025-12", "wiki-2@2026-01"]), tmp_path / "exported")
     made = raw(tmp_path, source="hub", path="exported", where={"domain": "{domain}"})
     assert documents(made) == documents(store.current("cleaned_corpus", "wiki|2026-01-01"))
 
@@ -252,9 +254,8 @@ def test_the_sample_gives_its_rows_of_one_partition(tmp_path: Path):
     expected = pq.read_table(SAMPLE, filters=filters, columns=["id", "text", "source", "license", "date", "url", "lang", "title"])
     assert expected.num_rows > 0
     found = pq.read_table(made.file("documents.parquet")).select(expected.column_names)
-    assert found.cast(pa.schema([(name, pa.string()) for name in expected.column_names])).equals(
-        expected.cast(pa.schema([(name, pa.string()) for name in expected.column_names]))
-    )
+    given = [row | {"id": row["id"] + MONTH} for row in expected.to_pylist()]
+    assert found.to_pylist() == given
     assert made.counts["quarantined"] == 0
 
 

@@ -24,7 +24,7 @@ IGNORED = -100
 class HeldOutLoss(Evaluator):
     """Negative log-likelihood per document."""
 
-    batch_windows: int = 64
+    batch_windows: int = 16
     """Windows per forward pass."""
 
     def score(self, model: PreTrainedModel, documents: dict[str, HeldOutDocuments], end_of_text: int) -> pa.Table:

@@ -1,0 +1,62 @@
+"""report by recipe."""
+
+import dagster as dg
+
+from assets_defs.materialization import mill_asset
+from assets_defs.partitions import ALL, PROBES_TO_RECIPE, RECIPE
+from assets_defs.resources import Mill
+from pipelines import report as step
+from pipelines.store import Build
+
+
+@mill_asset(
+    step=step.write_report,
+    audits=step.REPORT_AUDITS,
+    partitions=RECIPE,
+    deps=[
+        "evaluation",
+        "critical_ratio",
+        "domain_mixture",
+        "selected_subset",
+        "quality_filtered_corpus",
+        "toxicity_filtered_corpus",
+        "deduplicated_corpus",
+        "general_checkpoint",
+        "pretrained_checkpoint",
+        dg.AssetDep("mixture_probe", partition_mapping=PROBES_TO_RECIPE),
+        dg.AssetDep("raw_corpus", partition_mapping=ALL),
+        dg.AssetDep("cleaned_corpus", partition_mapping=ALL),
+    ],
+    kinds={"html"},
+)
+def report(mill: Mill, partition: str) -> Build:
+    """One page, report.html: what was kept and why, the critical ratio, the losses before and after, every check, cost and lineage.
+
+    Input: the manifests of the recipe's artifacts. The page holds its plots and style; it opens without a network.
+    """
+    recipe = mill.recipe(partition)
+
+    def current(asset: str) -> object:
+        return mill.store.current(asset, partition)
+
+    return Build(
+        asset="report",
+        partition=partition,
+        step=step.write_report,
+        settings=step.ReportSettings(recipe=partition, description=recipe.description),
+        inputs={
+            "raw": mill.sources("raw_corpus", recipe),
+            "cleaned": mill.sources("cleaned_corpus", recipe),
+            "quality": current("quality_filtered_corpus"),
+            "toxicity": current("toxicity_filtered_corpus"),
+            "deduplicated": current("deduplicated_corpus"),
+            "selection": current("selected_subset"),
+            "general": current("general_checkpoint"),
+            "probes": tuple(mill.store.current("mixture_probe", f"{partition}|{probe}") for probe in recipe.probes),
+            "ratio": current("critical_ratio"),
+            "mixture": current("domain_mixture"),
+            "checkpoint": current("pretrained_checkpoint"),
+            "evaluation": current("evaluation"),
+        },
+        audits=step.REPORT_AUDITS,
+    )

@@ -1,0 +1,401 @@
+"""The sections of the report: each is a function from the recipe's artifacts to HTML, empty where the manifests hold nothing for it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from pipelines.documents import split_partition
+from pipelines.manifests import Check, Json, Manifest
+from pipelines.pages import (
+    Column,
+    Form,
+    Html,
+    code,
+    count,
+    decimals,
+    figures,
+    folded,
+    mark,
+    number,
+    paragraph,
+    percent,
+    size,
+    table,
+)
+
+Row = dict[str, Json]
+
+CORPUS_COUNTS = ("documents_in", "kept", "dropped", "quarantined", "characters", "bytes", "snapshots")
+"""The counts of a cleaned corpus that are no kind of change."""
+CHANGE = decimals(3, sign=True)
+"""How a change of a loss is written."""
+MAX_FINDING = 400
+"""Characters of what the checks of one kind found, before every check is listed."""
+
+COUNTS = (
+    "artifacts available_tokens characters documents documents_in dropped kept kept_held_out kept_train parameters passage passages passed "
+    "planned_tokens quarantined represented seed selected_passages selected_tokens snapshots steps tokens tokens_per_second"
+)
+FORMS: dict[str, Form] = {
+    **dict.fromkeys(COUNTS.split(), count),
+    **dict.fromkeys(("share", "share_before", "share_after", "share_dropped"), percent),
+    **dict.fromkeys(("bits_per_byte_before", "bits_per_byte_after", "loss_before", "loss_after", "mean_similarity"), decimals(3)),
+    **dict.fromkeys(("bits_per_byte_change", "loss_change"), CHANGE),
+    **dict.fromkeys(("general_delta", "target_delta"), decimals(4, sign=True)),
+    **dict.fromkeys(("bytes", "peak_memory"), size),
+    **dict.fromkeys(("epochs", "ratio"), decimals(2)),
+    "general_standard_error": decimals(4),
+    "seconds": decimals(1),
+}
+"""How the values of a column are written; those of any other are text."""
+HEADINGS = {
+    "available_tokens": "Tokens at hand",
+    "bits_per_byte_after": "After",
+    "bits_per_byte_before": "Before",
+    "bits_per_byte_change": "Change [95 %]",
+    "bytes": "Size",
+    "code": "Refused because",
+    "content": "SHA-256 of its files",
+    "general_delta": "Change of general loss",
+    "general_standard_error": "Standard error",
+    "id": "Document",
+    "kept_held_out": "Kept, held out",
+    "kept_train": "Kept, train",
+    "loss_after": "After",
+    "loss_before": "Before",
+    "loss_change": "Change [95 %]",
+    "mean_similarity": "Mean cosine",
+    "measure": "Certificate",
+    "planned_tokens": "Tokens planned",
+    "ratio": "Target share",
+    "represented": "Passages it represents",
+    "seen": "What was seen",
+    "selected_passages": "Selected",
+    "share": "Share of tokens",
+    "target_delta": "Change of target loss",
+    "tokens_per_second": "Tokens/s",
+}
+"""How a column is headed where it is not by its name."""
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The manifests of one recipe, in the order of the graph."""
+
+    raw: tuple[Manifest, ...]
+    cleaned: tuple[Manifest, ...]
+    quality: Manifest
+    toxicity: Manifest
+    deduplicated: Manifest
+    selection: Manifest
+    general: Manifest
+    probes: tuple[Manifest, ...]
+    ratio: Manifest
+    mixture: Manifest
+    checkpoint: Manifest
+    evaluation: Manifest
+
+    def assets(self) -> Iterator[tuple[str, tuple[Manifest, ...]]]:
+        """Yield each asset's name and its manifests."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            manifests = value if isinstance(value, tuple) else (value,)
+            if manifests:
+                yield manifests[0].asset, manifests
+
+    def checks(self) -> list[tuple[str, Manifest, Check]]:
+        """Return every check with the asset and the manifest it belongs to."""
+        return [(asset, manifest, check) for asset, manifests in self.assets() for manifest in manifests for check in manifest.checks]
+
+
+def total(manifests: Sequence[Manifest], key: str) -> int | None:
+    """Return the sum of a count, None where no manifest has it."""
+    found = [manifest.counts[key] for manifest in manifests if key in manifest.counts]
+    return sum(found) if found else None
+
+
+def _columns(keys: str) -> list[Column]:
+    return [Column(key, HEADINGS.get(key, _words(key)), FORMS.get(key)) for key in keys.split()]
+
+
+def _counted(names: Mapping[str, str]) -> list[Column]:
+    return [Column(key, heading, count) for key, heading in names.items()]
+
+
+def _table(manifest: Manifest, name: str) -> list[Row]:
+    return manifest.outcome.tables.get(name, [])
+
+
+def _plots(manifest: Manifest, prefix: str = "") -> list[tuple[Path, str]]:
+    names = manifest.outcome.plots
+    return [(manifest.directory / name, _words(f"{prefix} {Path(name).stem}".strip())) for name in names]
+
+
+def _words(name: str) -> str:
+    words = name.replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def corpus(made: Artifacts) -> str:
+    """Write what was read, by domain, and what cleaning changed."""
+    roles = made.evaluation.settings.get("roles")
+    roles = roles if isinstance(roles, dict) else {}
+    raw, cleaned = _by_domain(made.raw), _by_domain(made.cleaned)
+    kinds = sorted({key for counts in cleaned.values() for key in counts if key not in CORPUS_COUNTS and counts[key]})
+    rows, changes = [], []
+    for domain in sorted(raw | cleaned):
+        before, after = raw.get(domain, {}), cleaned.get(domain, {})
+        came = {key: before.get(key) for key in ("snapshots", "documents_in", "quarantined")}
+        rows.append({"domain": domain, "role": roles.get(domain), **came, "kept": after.get("kept"), "characters": after.get("characters")})
+        changes.append({"domain": domain, **{kind: after.get(kind) for kind in kinds}})
+    changed = [*_columns("domain"), *_counted({kind: _words(kind) for kind in kinds})] if kinds else []
+    return (
+        table(rows, _columns("domain role snapshots documents_in quarantined kept characters"))
+        + table(changes if kinds else [], changed, caption="What cleaning changed")
+        + table(_quarantine(made.raw), _columns("reason documents"), caption="Why documents were quarantined")
+    )
+
+
+def _by_domain(manifests: Sequence[Manifest]) -> dict[str, dict[str, int]]:
+    """Return the counts of source partitions, summed by domain, and the number of snapshots."""
+    found: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for manifest in manifests:
+        domain, _ = split_partition(manifest.partition or "")
+        found[domain]["snapshots"] += 1
+        for key, value in manifest.counts.items():
+            found[domain][key] += value
+    return {domain: dict(counts) for domain, counts in found.items()}
+
+
+def _quarantine(raw: Sequence[Manifest]) -> list[Row]:
+    reasons: dict[str, int] = defaultdict(int)
+    for row in (row for manifest in raw for row in _table(manifest, "quarantine")):
+        reasons[str(row.get("reason"))] += int(row.get("documents") or 0)
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return [{"reason": reason, "documents": documents} for reason, documents in ordered]
+
+
+MODES = {"off": "The filter is off: every document is kept.", "inverse": "The filter is inverse: it keeps what it would drop."}
+
+
+def filters(made: Artifacts) -> str:
+    """Write what the two filters dropped, where and by which rule."""
+    return _filter("Quality", made.quality) + _filter("Toxicity", made.toxicity)
+
+
+def _filter(name: str, decided: Manifest) -> str:
+    body = (
+        paragraph(MODES.get(str(decided.settings.get("mode")), ""))
+        + table(_table(decided, "by_domain"), _columns("domain documents_in kept dropped share_dropped"))
+        + figures(_plots(decided, f"{name} filter:"))
+        + _by_rule(_table(decided, "by_rule"), "Documents dropped, by the first rule that failed")
+        + _thresholds(decided)
+    )
+    return f"<h3>{name}</h3>\n{body}" if body else ""
+
+
+def _by_rule(dropped: Sequence[Row], caption: str) -> Html:
+    """Return a table of rule by domain, the rule that dropped most first."""
+    found: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for row in dropped:
+        found[str(row.get("rule"))][str(row.get("domain"))] += int(row.get("dropped") or 0)
+    ordered = sorted(found.items(), key=lambda item: (-sum(item[1].values()), item[0]))
+    rows = [{"rule": code(rule), "all": sum(counts.values()), **_in(counts)} for rule, counts in ordered]
+    domains = sorted({domain for counts in found.values() for domain in counts})
+    return table(rows, [*_columns("rule"), *_counted({"all": "All", **{f"in {domain}": domain for domain in domains}})], caption=caption)
+
+
+def _in(by_domain: Mapping[str, Json]) -> Row:
+    """Return the values under keys that no other column has, whatever the domains are called."""
+    return {f"in {domain}": value for domain, value in by_domain.items()}
+
+
+def _thresholds(decided: Manifest) -> Html:
+    given = decided.settings.get("thresholds")
+    thresholds = {domain: rules for domain, rules in given.items() if isinstance(rules, dict)} if isinstance(given, dict) else {}
+    names = sorted({rule for rules in thresholds.values() for rule in rules})
+    rows = [{"rule": code(rule), **_in({domain: _threshold(rules.get(rule)) for domain, rules in thresholds.items()})} for rule in names]
+    columns = [*_columns("rule"), *(Column(f"in {domain}", domain, number) for domain in sorted(thresholds))]
+    caption = "A document passes a rule with a score of at least (≥) or at most (≤) the value; where there is none, the rule is off"
+    return folded("Thresholds in use, by domain", table(rows, columns, caption=caption))
+
+
+def _threshold(value: Json) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    return f"{'≥' if value.get('keep') == 'at_least' else '≤'} {number(value.get('value'))}"
+
+
+def deduplication(made: Artifacts) -> str:
+    """Write how many duplicates went, and how what stayed is split."""
+    return (
+        table(_table(made.deduplicated, "by_domain"), _columns("domain documents_in kept dropped share_dropped kept_train kept_held_out"))
+        + _by_rule(_table(made.deduplicated, "by_rule"), "Documents dropped, by kind of duplicate")
+        + figures(_plots(made.deduplicated, "Deduplication:"))
+    )
+
+
+CERTIFICATE = {
+    "coverage": ("Coverage: mean cosine to the nearest selected passage", decimals(4)),
+    "coverage_random": ("Coverage of random passages with as many tokens", decimals(4)),
+    "upper_bound": ("Coverage that no equally large set exceeds", decimals(4)),
+    "certified_ratio": ("Coverage as a share of that bound", percent),
+    "gap_share_at_least": ("Share of the way from random to the bound", percent),
+    "selected_share": ("Share of tokens selected", percent),
+    "random_share_for_same_coverage": ("Share of tokens that random choice needs for that coverage", percent),
+}
+
+
+def selection(made: Artifacts) -> str:
+    """Write the certificate of each role, and the shares of the domains before and after."""
+    metrics = made.selection.outcome.metrics
+    roles = [role for role in ("general", "target") if any(f"{role}_{key}" in metrics for key in CERTIFICATE)]
+    measures = CERTIFICATE.items() if roles else ()
+    certificate = [{"measure": name, **{role: form(metrics.get(f"{role}_{key}")) for role in roles}} for key, (name, form) in measures]
+    shares = "role domain passages selected_passages tokens selected_tokens share_before share_after"
+    absorbed = [{**row, "id": code(row.get("id"))} for row in _table(made.selection, "most_absorbed")]
+    represent = table(absorbed, _columns("role domain id passage represented mean_similarity"))
+    return (
+        table(certificate, [*_columns("measure"), *(Column(role, _words(role), number) for role in roles)])
+        + figures(_plots(made.selection, "Selection:"))
+        + table(_table(made.selection, "by_domain"), _columns(shares))
+        + folded("Selected passages that represent most others", represent)
+    )
+
+
+def mixture(made: Artifacts) -> str:
+    """Write the probes, what they say of the ratio, and the shares that follow."""
+    tokens, windows = made.probes[0].counts.get("tokens") if made.probes else None, made.ratio.counts
+    note = (
+        f"Each probe continues the general checkpoint for {count(tokens)} tokens. Losses are in nats per token, "
+        f"on {count(windows.get('general_windows'))} general and {count(windows.get('target_windows'))} target held-out windows."
+    )
+    refusals = [{**row, "code": code(row.get("code"))} for row in _table(made.ratio, "refusals")]
+    probes = table(_table(made.ratio, "probes"), _columns("ratio seed general_delta general_standard_error target_delta"))
+    return (
+        (paragraph(note, kind="quiet") + probes if probes else "")
+        + table(refusals, _columns("code seen remedy"))
+        + figures([*_plots(made.ratio), *_plots(made.mixture, "Shares of tokens in the")])
+        + table(_table(made.mixture, "domains"), _columns("domain role share available_tokens planned_tokens epochs"))
+    )
+
+
+def training(made: Artifacts) -> str:
+    """Write the two runs that left a checkpoint."""
+    runs = (("General checkpoint", made.general), ("Pretrained checkpoint", made.checkpoint))
+    done = [{"run": name, **run.counts, **run.outcome.metrics, "seconds": run.provenance.get("seconds")} for name, run in runs if run.counts]
+    plots = [plot for name, run in runs for plot in _plots(run, f"{name}:")]
+    shown = table(done, _columns("run parameters tokens steps tokens_per_second seconds"))
+    read = [folded(f"{name}: what it read", table(_table(run, "domains"), _columns("domain share epochs"))) for name, run in runs]
+    return shown + figures(plots) + "".join(read)
+
+
+def evaluation(made: Artifacts) -> str:
+    """Write the held-out losses before and after."""
+    changes = ("loss_change", "bits_per_byte_change")
+    held_out = _table(made.evaluation, "held_out")
+    rows = [{**row, **{key: f"{CHANGE(row.get(key))}{interval(row, key, ' [{}, {}]')}" for key in changes}} for row in held_out]
+    loss = "domain role documents tokens loss_before loss_after loss_change"
+    bits = "domain role bits_per_byte_before bits_per_byte_after bits_per_byte_change"
+    note = paragraph("Before: the general checkpoint. After: the pretrained checkpoint, on the same held-out documents.", kind="quiet")
+    return (
+        (note if rows else "")
+        + table(rows, _columns(loss), caption="Loss, nats per token")
+        + table(rows, _columns(bits), caption="Bits per byte")
+        + figures(_plots(made.evaluation, "Change of"))
+    )
+
+
+def interval(row: Mapping[str, Json], key: str, form: str) -> str:
+    """Return the interval of a change in `form`, which has a place for each end; nothing where there is none."""
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    return "" if low is None or high is None else form.format(CHANGE(low), CHANGE(high))
+
+
+def checks(made: Artifacts) -> str:
+    """Write every check: by asset and name, with what failed; then, folded, each one by itself."""
+    found = made.checks()
+    grouped: dict[tuple[str, str], list[Check]] = defaultdict(list)
+    for asset, _, check in found:
+        grouped[asset, check.name].append(check)
+    rows = [_check_row(asset, name, group) for (asset, name), group in grouped.items()]
+    every = [
+        {
+            "asset": code(asset),
+            "partition": audited.partition,
+            "check": code(check.name),
+            "result": mark(check),
+            "finding": check.description,
+        }
+        for asset, audited, check in found
+    ]
+    note = "A blocking check that fails keeps its artifact from being published; an advisory one warns."
+    each = folded("Every check of every artifact", table(every, _columns("asset partition check result finding")))
+    return paragraph(note, kind="quiet") + table(rows, _columns("asset check result passed kind finding")) + each if found else ""
+
+
+def _check_row(asset: str, name: str, group: Sequence[Check]) -> Row:
+    shown = [check.description for check in group if check.description and (not check.passed or len(group) == 1)]
+    return {
+        "asset": code(asset),
+        "check": code(name),
+        "result": mark(*group),
+        "passed": f"{sum(check.passed for check in group)} of {len(group)}",
+        "kind": "blocking" if group[0].blocking else "advisory",
+        "finding": "; ".join(shown)[:MAX_FINDING] or None,
+    }
+
+
+def cost(made: Artifacts) -> str:
+    """Write what the artifacts took to make, and the room they take."""
+    rows: list[Row] = []
+    for asset, manifests in made.assets():
+        spent = [manifest.provenance for manifest in manifests]
+        rows.append(
+            {
+                "asset": code(asset),
+                "artifacts": len(manifests),
+                "seconds": sum(float(item.get("seconds") or 0.0) for item in spent),
+                "bytes": sum(manifest.bytes for manifest in manifests),
+                "peak_memory": max(int(item.get("peak_memory_bytes") or 0) for item in spent) or None,
+            }
+        )
+    rows.append({"asset": "all", **{key: sum(row[key] for row in rows) for key in ("artifacts", "seconds", "bytes")}})
+    note = "Seconds are summed over artifacts, some made side by side. Memory is the peak of a process, which may have run other steps too."
+    return paragraph(note, kind="quiet") + table(rows, _columns("asset artifacts seconds bytes peak_memory"))
+
+
+def lineage(made: Artifacts) -> str:
+    """Write which artifacts the page speaks of, by fingerprint and content."""
+    rows = [
+        {
+            "asset": code(asset),
+            "partition": manifest.partition,
+            "fingerprint": code(manifest.fingerprint),
+            "code_version": code(manifest.code_version),
+            "content": code(manifest.content_sha256),
+        }
+        for asset, manifests in made.assets()
+        for manifest in manifests
+    ]
+    parts = ", ".join(asset if len(manifests) == 1 else f"{asset} ({len(manifests)} partitions)" for asset, manifests in made.assets())
+    listed = table(rows, _columns("asset partition fingerprint code_version content"))
+    return paragraph(f"This page was made from {len(rows)} artifacts: {parts}.") + folded("Fingerprints, code versions and content", listed)
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[Artifacts], str]], ...] = (
+    ("corpus", "Corpus", corpus),
+    ("filters", "Filters", filters),
+    ("deduplication", "Deduplication", deduplication),
+    ("selection", "Selection", selection),
+    ("mixture", "Mixture", mixture),
+    ("training", "Training", training),
+    ("evaluation", "Evaluation", evaluation),
+    ("checks", "Checks", checks),
+    ("cost", "Cost", cost),
+    ("lineage", "Lineage", lineage),
+)
+"""Anchor, heading and writer of each section, in order."""

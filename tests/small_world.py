@@ -1,0 +1,157 @@
+"""A small project of real text for tests of the later steps: corpora, tokenizer, shards, decisions and a selection of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from conftest import corpus
+
+from pipelines import training
+from pipelines.manifests import Json, Manifest, Member, Outcome
+from pipelines.plugins import Settings
+from pipelines.store import Build, Store
+from pipelines.tokenization import PassageSettings, TokenizerSettings, tokenize_documents, train_tokenizer
+
+SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "corpus.parquet"
+ROLES = {"wiki": "general", "book": "general", "legal": "target"}
+SEQUENCE_LENGTH = 32
+BATCH = 4
+MODEL = training.ModelSettings(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
+
+
+class FilesSettings(Settings):
+    """Parquet files by name, as rows, for a test to publish."""
+
+    files: dict[str, tuple[dict[str, Json], ...]]
+
+
+def write_files(settings: FilesSettings, out: Path) -> Outcome:
+    """Write each file of `settings`."""
+    for name, rows in settings.files.items():
+        pq.write_table(pa.Table.from_pylist(list(rows)), out / name)
+    return Outcome()
+
+
+def publish(store: Store, asset: str, files: Mapping[str, Sequence[Mapping[str, Json]]], *, partition: str | None = None) -> Manifest:
+    """Publish rows as the Parquet files of an artifact."""
+    settings = FilesSettings(files={name: tuple(dict(row) for row in rows) for name, rows in files.items()})
+    return store.build(Build(asset=asset, partition=partition, step=write_files, settings=settings)).manifest
+
+
+def sample_texts(domain: str, count: int, characters: int) -> list[str]:
+    """Return the first `count` texts of `domain` in the sample that are long enough, cut to `characters`."""
+    rows = duckdb.sql(
+        "select text from read_parquet($path) where domain = $domain and length(text) > 300 order by id limit $count",
+        params={"path": str(SAMPLE), "domain": domain, "count": count},
+    ).fetchall()
+    return [text[:characters] for (text,) in rows]
+
+
+@dataclass(frozen=True)
+class World:
+    """Artifacts up to the selection."""
+
+    store: Store
+    corpora: dict[str, Manifest]
+    splits: tuple[Member, ...]
+    tokenizer: Manifest
+    shards: tuple[Manifest, ...]
+    decisions: Manifest
+    selection: tuple[Member, ...]
+
+    def training_inputs(self) -> dict[str, object]:
+        return {"selection": self.selection, "shards": self.shards, "tokenizer": self.tokenizer}
+
+    def general(self, settings: training.GeneralSettings | None = None) -> Build:
+        """Return the request for the general checkpoint."""
+        settings = settings or training.GeneralSettings(model=MODEL, **run())
+        return Build(
+            asset="general_checkpoint",
+            step=training.train_general,
+            settings=settings,
+            inputs={**self.training_inputs(), "selection": self.selection[:1]},
+            audits=training.CHECKPOINT_AUDITS,
+            plugins=training.training_plugins(settings),
+            resumable=True,
+        )
+
+    def probe(self, base: Manifest, ratio: float, **changes: object) -> Build:
+        """Return the request for a probe."""
+        windows = {"general": 24, "target": 12}
+        settings = training.ProbeSettings(ratio=ratio, **{"windows": windows, **run(tokens=20 * BATCH * SEQUENCE_LENGTH), **changes})
+        return Build(
+            asset="mixture_probe",
+            step=training.train_probe,
+            settings=settings,
+            inputs={**self.training_inputs(), "base": base, "decisions": self.decisions},
+            audits=training.PROBE_AUDITS,
+            plugins=training.training_plugins(settings),
+        )
+
+    def mixture(self, base: Manifest, mixture: Manifest, **changes: object) -> Build:
+        """Return the request for the pretrained checkpoint."""
+        settings = training.TrainingSettings(**{**run(tokens=20 * BATCH * SEQUENCE_LENGTH), **changes})
+        return replace(
+            self.general(),
+            asset="pretrained_checkpoint",
+            step=training.train_mixture,
+            settings=settings,
+            inputs={**self.training_inputs(), "base": base, "mixture": mixture},
+        )
+
+
+def run(*, tokens: int = 60 * BATCH * SEQUENCE_LENGTH, learning_rate: float = 3e-3) -> dict[str, object]:
+    """Return the settings of a run of a few seconds."""
+    phases = ({"tokens": tokens, "learning_rate": learning_rate},)
+    return {"phases": phases, "sequence_length": SEQUENCE_LENGTH, "batch_sequences": BATCH, "checkpoint_seconds": 1e9}
+
+
+def build_world(store: Store, *, documents: int = 40, characters: int = 1200, vocabulary_size: int = 512) -> World:
+    """Publish two general domains and a target domain of real text; one document in four is held out."""
+    corpora = {domain: corpus(store, domain, sample_texts(domain, documents, characters)) for domain in ROLES}
+    rows = []
+    for domain, manifest in corpora.items():
+        ids = pq.read_table(manifest.file("documents.parquet"), columns=["id"])["id"].to_pylist()
+        rows += [{"id": name, "domain": domain, "kept": True, "split": "held_out" if n % 4 == 3 else "train"} for n, name in enumerate(ids)]
+    decisions = publish(store, "deduplicated_corpus", {"decisions.parquet": rows})
+    clusters = publish(store, "duplicate_clusters", {f"{d}.parquet": [r for r in rows if r["domain"] == d] for d in ROLES})
+    splits = tuple(Member(manifest=clusters, name=f"{domain}.parquet") for domain in ROLES)
+    tokenizer = store.build(fit(tuple(corpora.values()), splits, vocabulary_size=vocabulary_size)).manifest
+    shards = tuple(store.build(shard(manifest, tokenizer)).manifest for manifest in corpora.values())
+    train = {row["id"] for row in rows if row["split"] == "train"}
+    return World(store, corpora, splits, tokenizer, shards, decisions, select_all(store, shards, train))
+
+
+def fit(sample: tuple[Manifest, ...], splits: tuple[Member, ...], **settings: int) -> Build:
+    """Return the request for a tokenizer."""
+    return Build(asset="tokenizer", step=train_tokenizer, settings=TokenizerSettings(**settings), inputs={"sample": sample, "splits": splits})
+
+
+def shard(cleaned: Manifest, tokenizer: Manifest, *, max_characters: int = 400, audits: tuple = ()) -> Build:
+    """Return the request for the token shard of a corpus."""
+    return Build(
+        asset="tokenized_shards",
+        partition=cleaned.partition,
+        step=tokenize_documents,
+        settings=PassageSettings(max_characters=max_characters),
+        inputs={"cleaned": cleaned, "tokenizer": tokenizer},
+        audits=audits,
+    )
+
+
+def select_all(store: Store, shards: Sequence[Manifest], train: set[str]) -> tuple[Member, ...]:
+    """Publish a selection of every passage of the documents in `train`; one file per role."""
+    files: dict[str, list[dict[str, Json]]] = {"general.parquet": [], "target.parquet": []}
+    for manifest in shards:
+        domain = str(manifest.partition).partition("|")[0]
+        for row in pq.read_table(manifest.file("passages.parquet")).to_pylist():
+            if row["id"] in train:
+                chosen = {"id": row["id"], "passage": row["passage"], "domain": domain, "role": ROLES[domain], "tokens": row["length"]}
+                files[f"{ROLES[domain]}.parquet"].append({**chosen, "selected": True})
+    subset = publish(store, "selected_subset", files)
+    return (Member(manifest=subset, name="general.parquet"), Member(manifest=subset, name="target.parquet"))
