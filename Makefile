@@ -78,7 +78,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 		while IFS= read -r line; do
 			if [[ $$line == "Collecting "* ]]; then count=$$((count + 1)); [ $$((count % 20)) -ne 0 ] || echo "  $$count packages resolved"; fi
 			if [[ $$line =~ $$large ]]; then echo "  $${BASH_REMATCH[1]}, $${BASH_REMATCH[2]}"; fi
-			if [[ $$line == "Installing collected packages:"* ]]; then echo "  installing $$count packages; about a minute"; fi
+			if [[ $$line == "Installing collected packages:"* && $$count -gt 0 ]]; then echo "  installing $$count packages; about a minute"; fi
 		done
 	}
 	$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \

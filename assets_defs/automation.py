@@ -4,7 +4,7 @@ import json
 
 import dagster as dg
 
-from assets_defs.partitions import PROBE, RECIPE, SOURCE
+from assets_defs.partitions import SOURCE
 from assets_defs.resources import MillResource
 from pipelines.corpus import corpus_settings
 from pipelines.documents import split_partition
@@ -18,17 +18,17 @@ PROBED = ("mixture_probe",)
 TRAINED = ("critical_ratio", "domain_mixture", "pretrained_checkpoint", "evaluation", "report")
 
 
-def _job(name: str, assets: tuple[str, ...], description: str, partitions: dg.PartitionsDefinition | None = None):  # noqa: ANN202 - dagster does not export the type
-    return dg.define_asset_job(name, selection=list(assets), partitions_def=partitions, description=description)
+def _job(name: str, assets: tuple[str, ...], description: str):  # noqa: ANN202 - dagster does not export the type
+    return dg.define_asset_job(name, selection=list(assets), description=description)
 
 
-ingest = _job("ingest", INGESTED, "By source: read, clean, score and sign.", SOURCE)
+ingest = _job("ingest", INGESTED, "By source: read, clean, score and sign.")
 fit = _job("fit", FITTED, "Once: near-duplicate clusters with the held-out split, tokenizer, embedder.")
-measure = _job("measure", MEASURED, "By source: embed and tokenize, after `fit`.", SOURCE)
-ingest_and_measure = _job("ingest_and_measure", INGESTED + MEASURED, "By source, everything: what a new snapshot needs once `fit` has run.", SOURCE)
-decide = _job("decide", DECIDED, "By recipe: filter, deduplicate, select, and train the general checkpoint.", RECIPE)
-probe = _job("probe", PROBED, "By recipe and probe: train at one target share.", PROBE)
-train = _job("train", TRAINED, "By recipe: critical ratio, mixture, pretrained checkpoint, evaluation, report.", RECIPE)
+measure = _job("measure", MEASURED, "By source: embed and tokenize, after `fit`.")
+ingest_and_measure = _job("ingest_and_measure", INGESTED + MEASURED, "By source, everything: what a new snapshot needs once `fit` has run.")
+decide = _job("decide", DECIDED, "By recipe: filter, deduplicate, select, and train the general checkpoint.")
+probe = _job("probe", PROBED, "By recipe and probe: train at one target share.")
+train = _job("train", TRAINED, "By recipe: critical ratio, mixture, pretrained checkpoint, evaluation, report.")
 
 JOBS = (ingest, fit, measure, ingest_and_measure, decide, probe, train)
 STAGES = (("ingest", INGESTED), ("fit", FITTED), ("measure", MEASURED), ("decide", DECIDED), ("probe", PROBED), ("train", TRAINED))
@@ -50,7 +50,11 @@ monthly_fit = dg.ScheduleDefinition(
 )
 
 
-@dg.sensor(job=ingest, minimum_interval_seconds=60, description="Launches the partitions whose source files are new or changed, by content, once each.")
+@dg.sensor(
+    job=ingest,
+    minimum_interval_seconds=60,
+    description="Launches the partitions whose source files are new or changed, by content, once each.",
+)
 def new_source_files(context: dg.SensorEvaluationContext, mill: MillResource) -> dg.SensorResult:
     """Compare each materialized-or-configured partition's source identity with that of its raw_corpus."""
     opened = mill.open()
@@ -60,7 +64,9 @@ def new_source_files(context: dg.SensorEvaluationContext, mill: MillResource) ->
         domain, snapshot = split_partition(str(key))
         source, settings = opened.project.source_of(domain)
         try:
-            wanted = corpus_settings(domain, snapshot, source, settings, opened.root, max_documents=opened.project.max_documents).model_dump(mode="json")
+            wanted = corpus_settings(
+                domain, snapshot, source, settings, opened.root, max_documents=opened.project.max_documents
+            ).model_dump(mode="json")
         except GristmillError as error:
             problems.append(str(error))
             continue

@@ -1,13 +1,12 @@
 """The command `gristmill`: what the UI does not do.
 
-    gristmill run [--recipe NAME]    drive the whole graph in order and print the results
-    gristmill ui                     Dagster and MLflow on 127.0.0.1
-    gristmill recipes                list and check the recipes
-    gristmill export ASSET PARTITION DIRECTORY
-    gristmill verify ASSET [PARTITION]
+gristmill run [--recipe NAME]    drive the whole graph in order and print the results
+gristmill ui                     Dagster and MLflow on 127.0.0.1
+gristmill recipes                list and check the recipes
+gristmill export ASSET PARTITION DIRECTORY
+gristmill verify ASSET [PARTITION]
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -20,7 +19,12 @@ import typer
 
 from pipelines.errors import GristmillError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Orchestrated data and training pipelines for language-model pretraining.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Orchestrated data and training pipelines for language-model pretraining.",
+)
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A file in recipes/, without .yaml.")]
 
@@ -57,7 +61,8 @@ def export(
 
 @app.command()
 def verify(
-    asset: Annotated[str, typer.Argument(help="An asset.")], partition: Annotated[str | None, typer.Argument(help="A partition; all where absent.")] = None
+    asset: Annotated[str, typer.Argument(help="An asset.")],
+    partition: Annotated[str | None, typer.Argument(help="A partition; all where absent.")] = None,
 ) -> None:
     """Re-hash the files of an asset's artifacts and name every one that differs."""
     store = _mill().store
@@ -71,7 +76,8 @@ def verify(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port of Dagster.")] = 3000, mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000
+    port: Annotated[int, typer.Option(help="Port of Dagster.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
 ) -> None:
     """Start `dagster dev` and the MLflow UI on 127.0.0.1; Ctrl-C stops both."""
     from assets_defs.resources import home_directory
@@ -80,7 +86,20 @@ def ui(
     home.mkdir(parents=True, exist_ok=True)
     tracking = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     environment = {**os.environ, "GRISTMILL_MLFLOW_UI": f"http://127.0.0.1:{mlflow_port}", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    mlflow = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri", tracking]
+    mlflow = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(mlflow_port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        tracking,
+    ]
     dagster = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
     typer.echo(f"Dagster: http://127.0.0.1:{port}   MLflow: http://127.0.0.1:{mlflow_port}   (Ctrl-C stops both)")
     children = [subprocess.Popen(command, env=environment, start_new_session=True) for command in (mlflow, dagster)]

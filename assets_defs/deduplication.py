@@ -11,7 +11,9 @@ from pipelines.manifests import Manifest
 from pipelines.store import Build
 
 
-@mill_asset(step=deduplication.sign_documents, audits=deduplication.SIGNATURE_AUDITS, partitions=SOURCE, deps=["cleaned_corpus"], kinds={"parquet"})
+@mill_asset(
+    step=deduplication.sign_documents, audits=deduplication.SIGNATURE_AUDITS, partitions=SOURCE, deps=["cleaned_corpus"], kinds={"parquet"}
+)
 def duplicate_signatures(mill: Mill, partition: str) -> Build:
     """An exact hash and a MinHash signature of every document.
 

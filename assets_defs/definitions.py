@@ -7,10 +7,24 @@ import dagster as dg
 # single_run backfill policies are marked beta; they are what lets one run hold many partitions.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
-from assets_defs import automation, corpus, deduplication, embedding, evaluation, filtering, mixture, report, selection, tokenization, training  # noqa: E402
+from assets_defs import (
+    automation,
+    corpus,
+    deduplication,
+    embedding,
+    evaluation,
+    filtering,
+    mixture,
+    report,
+    selection,
+    tokenization,
+    training,
+)
 from assets_defs.resources import MillResource  # noqa: E402
 
-ASSETS = dg.load_assets_from_modules([corpus, filtering, deduplication, tokenization, embedding, selection, training, mixture, evaluation, report])
+ASSETS = dg.load_assets_from_modules(
+    [corpus, filtering, deduplication, tokenization, embedding, selection, training, mixture, evaluation, report]
+)
 
 defs = dg.Definitions(
     assets=ASSETS,

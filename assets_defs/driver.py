@@ -1,5 +1,7 @@
 """`gristmill run`: the stages in order, each a Dagster run in this process, recorded where the UI shows it."""
 
+import json
+import logging
 import os
 import sys
 import time
@@ -34,6 +36,7 @@ def drive(name: str) -> None:
         raise UnknownName("recipe", name, recipes)
     os.environ.setdefault("GRISTMILL_PROGRESS", "1")
     os.environ.setdefault("DAGSTER_HOME", str(root_directory()))
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     started = time.monotonic()
     from assets_defs.definitions import defs
 
@@ -45,11 +48,21 @@ def drive(name: str) -> None:
 
 
 def reap(instance: dg.DagsterInstance) -> None:
-    """Report as failed every run of this command whose process is gone: a killed process cannot do it itself."""
+    """Report as failed every run of this command whose process is gone, and free the pool slots of runs that are over.
+
+    A killed process does neither, and a slot that nobody holds keeps the next training waiting for ever.
+    """
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         pid = run.tags.get(PID_TAG)
         if pid and not psutil.pid_exists(int(pid)):
             instance.report_run_failed(run, "the process that ran it is gone")
+    storage = instance.event_log_storage
+    held = {slot.run_id for key in storage.get_concurrency_keys() for slot in storage.get_concurrency_info(key).claimed_slots}
+    held |= {step.run_id for key in storage.get_concurrency_keys() for step in storage.get_concurrency_info(key).pending_steps}
+    for run_id in held:
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
 
 
 def source_range(recipe: Recipe) -> tuple[str, str]:
@@ -69,7 +82,9 @@ def _snapshots(recipe: Recipe) -> list[str]:
     wanted = set(project.snapshots if recipe.snapshots == "all" else recipe.snapshots) | set(project.fit_on)
     unknown = sorted(wanted - set(months))
     if unknown:
-        raise GristmillError(f"snapshot {unknown[0]!r} is not between {months[0]} and {months[-1]}, the months that are over; months are YYYY-MM-01")
+        raise GristmillError(
+            f"snapshot {unknown[0]!r} is not between {months[0]} and {months[-1]}, the months that are over; months are YYYY-MM-01"
+        )
     return [month for month in months if min(wanted) <= month <= max(wanted)]
 
 
@@ -92,7 +107,9 @@ def _run_stage(defs: dg.Definitions, instance: dg.DagsterInstance, stage: str, n
         instance=instance, partition_key=first if first == last else None, tags=tags, run_config=QUIET, raise_on_error=False
     )
     if not result.success:
-        raise GristmillError(f"stage {stage} failed: {_reason(result)}\nEverything finished so far is kept; the same command goes on from there.")
+        raise GristmillError(
+            f"stage {stage} failed: {_reason(result)}\nEverything finished so far is kept; the same command goes on from there."
+        )
     print(f"{stage}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
@@ -111,10 +128,8 @@ def _reason(result: dg.ExecuteInProcessResult) -> str:
 
 def _print_results(name: str, seconds: float) -> None:
     """Print what was kept, the critical ratio and the held-out losses, and where to look."""
-    import json
-
     mill = MillResource().open()
-    console = Console(width=110)
+    console = Console(width=130)
     funnel = Table(title=f"{name}: what was kept", title_justify="left")
     _columns(funnel, ["step", "documents in", "kept", "dropped"])
     for asset in ("quality_filtered_corpus", "toxicity_filtered_corpus", "deduplicated_corpus"):
@@ -122,7 +137,8 @@ def _print_results(name: str, seconds: float) -> None:
         funnel.add_row(asset, *(f"{counts[key]:,}" for key in ("documents_in", "kept", "dropped")))
     console.print(funnel)
     ratio = json.loads(mill.store.current("critical_ratio", name).file("critical_ratio.json").read_text())
-    probes = Table(title=f"change of loss after {ratio['tokens']:,} tokens, by share of target text (nats per token)", title_justify="left")
+    console.print(f"change of loss after {ratio['tokens']:,} tokens, by share R of target text (nats per token)", style="italic")
+    probes = Table()
     _columns(probes, ["R", "general", "target"])
     for point in ratio["points"]:
         probes.add_row(f"{point['ratio']:.2f}", f"{point['general_delta']:+.4f}", f"{point['target_delta']:+.4f}")

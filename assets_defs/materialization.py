@@ -177,7 +177,12 @@ def _check_results(asset: str, names: Sequence[str], manifests: Sequence[Manifes
             passed=bool(found) and not failed,
             severity=dg.AssetCheckSeverity.ERROR if any(c.blocking for _, c in failed) else dg.AssetCheckSeverity.WARN,
             description="; ".join(c.description for _, c in failed[:3]) or (found[0][1].description if len(found) == 1 else None),
-            metadata={"audited": len(found), "failed": len(failed), **_numbers(found), **({"findings": dg.MetadataValue.table(table)} if table else {})},
+            metadata={
+                "audited": len(found),
+                "failed": len(failed),
+                **_numbers(found),
+                **({"findings": dg.MetadataValue.table(table)} if table else {}),
+            },
         )
 
 
@@ -196,6 +201,10 @@ def _fail(asset: str, errors: Sequence[Exception], partitions: int) -> None:
 def summary(built: Built) -> str:
     """Return one line for people: what came out and what it cost."""
     counts = built.manifest.counts
-    shown = [f"{counts[key]:,} {key.replace('_', ' ')}" for key in ("documents_in", "kept", "dropped", "quarantined", "documents", "passages", "tokens") if key in counts]
+    shown = [
+        f"{counts[key]:,} {key.replace('_', ' ')}"
+        for key in ("documents_in", "kept", "dropped", "quarantined", "documents", "passages", "tokens")
+        if key in counts
+    ]
     cost = "cached" if built.hit else f"{built.seconds:.1f} s"
     return f"{', '.join(shown) or f'{len(built.manifest.files)} files'} ({cost})"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from pipelines.documents import partition_file, split_partition
 from pipelines.engine import Engine
 from pipelines.errors import GristmillError
 from pipelines.manifests import Manifest, Member
-from pipelines.documents import partition_file, split_partition
 from pipelines.recipes import Project, Recipe, read_project, read_recipes
 from pipelines.store import Store
 from pipelines.tracking import Tracker
@@ -77,7 +77,9 @@ class Mill:
         ]
         missing = sorted(set(recipe.domains) - {split_partition(key)[0] for key in found})
         if missing:
-            raise GristmillError(f"{asset} holds no snapshot of {', '.join(missing)}; materialize its source partitions first (job `ingest`)")
+            raise GristmillError(
+                f"{asset} holds no snapshot of {', '.join(missing)}; materialize its source partitions first (job `ingest`)"
+            )
         return in_time_order(found)
 
     def sources(self, asset: str, recipe: Recipe) -> tuple[Manifest, ...]:
@@ -88,7 +90,9 @@ class Mill:
         """Return the cleaned corpora of the pinned sample."""
         keys = [key for key in self.store.partitions("cleaned_corpus") if split_partition(key)[1] in self.project.fit_on]
         if not keys:
-            raise GristmillError(f"no cleaned_corpus of {', '.join(self.project.fit_on)}; `fit_on` in project.yaml names the snapshots to ingest first")
+            raise GristmillError(
+                f"no cleaned_corpus of {', '.join(self.project.fit_on)}; `fit_on` in project.yaml names the snapshots to ingest first"
+            )
         return tuple(self.store.current("cleaned_corpus", key) for key in in_time_order(keys))
 
     def splits(self, partitions: list[str]) -> tuple[Member, ...]:

@@ -1,12 +1,12 @@
 """tokenizer, fitted once on the pinned sample; tokenized_shards by source."""
 
+import dagster as dg
+
 from assets_defs.materialization import mill_asset
 from assets_defs.partitions import ALL, SOURCE
 from assets_defs.resources import Mill
 from pipelines import tokenization
 from pipelines.store import Build
-
-import dagster as dg
 
 
 @mill_asset(

@@ -29,7 +29,9 @@ from pipelines.manifests import Manifest, Member
 from pipelines.recipes import Project, Recipe, Stage, read_project, read_recipe
 from pipelines.store import Build, Store
 
-MOJIBAKE = re.compile("[\u00c2-\u00c5\u00e2][\u0080-\u00bf\u20ac\u201a-\u201e\u2020-\u2026\u2030\u2039\u203a\u2013\u2014\u2018-\u201d\u02dc\u0152-\u0178\u2122]")
+MOJIBAKE = re.compile(
+    "[\u00c2-\u00c5\u00e2][\u0080-\u00bf\u20ac\u201a-\u201e\u2020-\u2026\u2030\u2039\u203a\u2013\u2014\u2018-\u201d\u02dc\u0152-\u0178\u2122]"
+)
 """A lead byte of UTF-8 and its continuation, both shown as cp1252 or Latin-1 characters."""
 TWINS = ("exact_duplicate", "near_duplicate")
 
@@ -100,7 +102,9 @@ def _measure_partition(asked: _Partition) -> dict[str, Manifest]:
 
 def _score(store: Store, stage: Stage, settings: filtering.ScoreSettings, cleaned: Manifest, key: str) -> Manifest:
     module = f"pipelines.filters.{settings.filter}"
-    return store.build(Build(f"{stage}_scores.{settings.filter}", filtering.score_documents, settings, key, {"cleaned": cleaned}, plugins=(module,))).manifest
+    return store.build(
+        Build(f"{stage}_scores.{settings.filter}", filtering.score_documents, settings, key, {"cleaned": cleaned}, plugins=(module,))
+    ).manifest
 
 
 def _decide(store: Store, project: Project, recipe: Recipe, measured: dict[str, dict[str, Manifest]]) -> dict[str, Manifest]:
@@ -175,7 +179,9 @@ def _share(tally: dict[tuple[str, str], list[int]], *, kind: str) -> float:
     return sum(cell[1] for cell in cells) / sum(cell[0] for cell in cells)
 
 
-def _cleaned(measured: dict[str, dict[str, Manifest]], labels: dict[str, Label]) -> tuple[dict[str, set[str]], dict[str, str], dict[str, str]]:
+def _cleaned(
+    measured: dict[str, dict[str, Manifest]], labels: dict[str, Label]
+) -> tuple[dict[str, set[str]], dict[str, str], dict[str, str]]:
     """Return the changes by document, the cleaned text that has to be looked at, and every document's domain."""
     wanted = {name for name, label in labels.items() if label.noise in ("pii", "mojibake")}
     changed: dict[str, set[str]] = defaultdict(set)

@@ -175,9 +175,7 @@ def deb_members(path: Path) -> dict[str, bytes]:
     return members
 
 
-def tar_files(
-    data: bytes, wanted: Callable[[str, int], bool]
-) -> Iterator[tuple[str, bytes]]:
+def tar_files(data: bytes, wanted: Callable[[str, int], bool]) -> Iterator[tuple[str, bytes]]:
     """Yield the wanted regular files of a tar archive as (path, content)."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r|*") as archive:
         for member in archive:
@@ -211,11 +209,7 @@ def read_package(path: Path, version: str | None) -> tuple[dict[str, bytes], str
         files = {
             name: file.read_bytes()
             for file in sorted((path / WEB_PREFIX).rglob("*"))
-            if file.is_file()
-            and not file.is_symlink()
-            and web_wanted(
-                name := file.relative_to(path).as_posix(), file.stat().st_size
-            )
+            if file.is_file() and not file.is_symlink() and web_wanted(name := file.relative_to(path).as_posix(), file.stat().st_size)
         }
         return files, version
     members = deb_members(path)
@@ -394,12 +388,7 @@ def mojibake(text: str, domain: str, draw: Draw) -> tuple[str, list[str]]:
     author = draw.pick(AUTHORS)
     if domain == "code":
         lines = head_lines(text, CODE_CUT).split("\n")
-        lines = [
-            line[: line.index("#")] + typographic(line[line.index("#") :])
-            if "#" in line
-            else line
-            for line in lines
-        ]
+        lines = [line[: line.index("#")] + typographic(line[line.index("#") :]) if "#" in line else line for line in lines]
         text = f"# Author: {author} {DASH} {LEFT}reviewed{RIGHT}\n" + "\n".join(lines)
     else:
         prose, statement = split_statement(text)
@@ -429,9 +418,7 @@ def repetition(text: str, domain: str, draw: Draw) -> tuple[str, list[str]]:
 
 def fragment(text: str, domain: str, draw: Draw) -> tuple[str, list[str]]:
     """Keep 10 to 70 characters that start at a random word."""
-    starts = [
-        m.start() for m in re.finditer(r"\S+", text) if m.start() < len(text) - 80
-    ]
+    starts = [m.start() for m in re.finditer(r"\S+", text) if m.start() < len(text) - 80]
     start = draw.pick(starts)
     return text[start : start + draw.between(10, 70)], []
 
@@ -496,9 +483,7 @@ KINDS: tuple[tuple[str, Maker, tuple[str, ...], int, int], ...] = (
 )
 
 
-def plant(
-    corpus: Sequence[Row], domain: str, per_kind: int
-) -> Iterator[tuple[Row, Row]]:
+def plant(corpus: Sequence[Row], domain: str, per_kind: int) -> Iterator[tuple[Row, Row]]:
     """Yield (dirty row, label row) pairs made from clean documents of a domain."""
     clean = {field(row, "id"): row for row in corpus if row["domain"] == domain}
     order = Draw(domain).shuffled(sorted(clean))
@@ -532,9 +517,7 @@ def plant(
             yield row, label
 
 
-def dirty_rows(
-    corpus: Sequence[Row], dirty: Sequence[Row], per_kind: int
-) -> tuple[list[Row], list[Row]]:
+def dirty_rows(corpus: Sequence[Row], dirty: Sequence[Row], per_kind: int) -> tuple[list[Row], list[Row]]:
     """Return the dirty rows and their labels."""
     pairs: list[tuple[Row, Row]] = []
     for row in dirty:
@@ -590,9 +573,7 @@ def write(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
         data_page_size=64 << 20,
     ) as writer:
         for group in groups.values():
-            table = pa.table(
-                {name: [row.get(name) for row in group] for name in columns}, schema
-            )
+            table = pa.table({name: [row.get(name) for row in group] for name in columns}, schema)
             writer.write_table(table, row_group_size=len(group))
 
 
@@ -618,9 +599,7 @@ def report(tables: dict[str, list[Row]], labels: Sequence[Row]) -> None:
             months = Counter(row["collected"] for row in part)
             if set(months) != set(MONTHS):
                 raise ValueError(f"{name}: {domain} misses a month")
-            lines.append(
-                (domain, len(part), megabytes(part), *(months[m] for m in MONTHS))
-            )
+            lines.append((domain, len(part), megabytes(part), *(months[m] for m in MONTHS)))
         print_table((name, "documents", "MB", *(m[:7] for m in MONTHS)), lines)
     domain_of = {row["id"]: field(row, "domain") for row in tables["dirty"]}
     domains = sorted(set(domain_of.values()))
@@ -650,27 +629,17 @@ def report(tables: dict[str, list[Row]], labels: Sequence[Row]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Build the sample and print its counts."""
     parser = argparse.ArgumentParser(description="Build the embedded data sample.")
-    parser.add_argument(
-        "--source", type=Path, required=True, help="the three input files"
-    )
-    parser.add_argument(
-        "--web-pages", type=Path, required=True, help="rust-doc, .deb or unpacked"
-    )
+    parser.add_argument("--source", type=Path, required=True, help="the three input files")
+    parser.add_argument("--web-pages", type=Path, required=True, help="rust-doc, .deb or unpacked")
     parser.add_argument("--web-version", help="version of rust-doc, if it is unpacked")
-    parser.add_argument(
-        "--web-text-mb", type=float, default=1.8, help="text inside the pages"
-    )
-    parser.add_argument(
-        "--per-kind", type=int, default=20, help="planted of each kind and domain"
-    )
+    parser.add_argument("--web-text-mb", type=float, default=1.8, help="text inside the pages")
+    parser.add_argument("--per-kind", type=int, default=20, help="planted of each kind and domain")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "sample")
     args = parser.parse_args(argv)
 
     corpus = read_rows(args.source / "corpus.parquet")
     web = web_rows(args.web_pages, args.web_version, round(args.web_text_mb * 1e6))
-    dirty, labels = dirty_rows(
-        corpus, read_rows(args.source / "dirty.parquet"), args.per_kind
-    )
+    dirty, labels = dirty_rows(corpus, read_rows(args.source / "dirty.parquet"), args.per_kind)
     tables = {
         "corpus": corpus + web,
         "dirty": dirty,
@@ -688,9 +657,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write(args.out / "labels.parquet", labels, LABEL_COLUMNS)
     report(tables, labels)
 
-    sizes = {
-        path.name: path.stat().st_size for path in sorted(args.out.glob("*.parquet"))
-    }
+    sizes = {path.name: path.stat().st_size for path in sorted(args.out.glob("*.parquet"))}
     print_table(("file", "bytes"), sizes.items())
     if sum(sizes.values()) >= MAX_SAMPLE_BYTES:
         raise SystemExit(f"the sample has {sum(sizes.values())} bytes")

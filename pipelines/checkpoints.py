@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.files import sync
 from pipelines.manifests import sha256_file
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ def save_resume_point(directory: Path, step: int, model: torch.nn.Module, optimi
     sums = {path.name: sha256_file(path) for path in sorted(beside.iterdir())}
     (beside / "checksums.json").write_text(json.dumps(sums))
     for path in [*beside.iterdir(), beside]:
-        _sync(path)
+        sync(path)
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
-    _sync(directory)
+    sync(directory)
     points = _points(directory)
     for stale in points[: points.index(final)] + points[points.index(final) + KEEP :]:
         shutil.rmtree(stale, ignore_errors=True)
@@ -114,11 +115,3 @@ def _fault(point: Path) -> str | None:
         if sha256_file(path) != expected:
             return f"{name} differs from its checksum"
     return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 INFRASTRUCTURE = frozenset(
-    f"pipelines.{name}" for name in ("code_version", "engine", "errors", "lineage", "manifests", "plugins", "progress", "recipes", "store", "tracking")
+    f"pipelines.{name}"
+    for name in ("code_version", "engine", "errors", "files", "manifests", "plugins", "progress", "recipes", "store", "tracking")
 )
 """Modules that cannot change an artifact's bytes."""
 

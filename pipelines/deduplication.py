@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from pipelines.documents import TableWriter, partition_file, read_batches, row_count, split_partition, write_table
+from pipelines.documents import DECISION_SCHEMA, TableWriter, partition_file, read_batches, row_count, split_partition, write_table
 from pipelines.duplicate_register import (
     HELD_OUT,
     TRAIN,
@@ -228,24 +228,12 @@ def deduplicate(
         connection.execute(_RANKED.format(first="characters DESC, " if settings.keep == "longest" else ""))
         connection.execute(_RULED, {"mode": settings.mode, "threshold": _threshold(clusters)})
         table = connection.sql(_DECIDED).to_arrow_table()
-        write_table(out / DECISIONS, pa.Table.from_batches(table.cast(DECISION_SCHEMA).to_batches(), DECISION_SCHEMA))
+        write_table(out / DECISIONS, pa.Table.from_batches(table.cast(DEDUPLICATED_SCHEMA).to_batches(), DEDUPLICATED_SCHEMA))
         return _deduplication_outcome(connection)
 
 
-DECISION_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("domain", pa.string()),
-        ("snapshot", pa.string()),
-        ("kept", pa.bool_()),
-        ("rule", pa.string()),
-        ("score", pa.float64()),
-        ("threshold", pa.float64()),
-        ("reasons", pa.list_(pa.struct([("rule", pa.string()), ("score", pa.float64()), ("threshold", pa.float64())]))),
-        ("split", pa.string()),
-        ("cluster", pa.string()),
-    ]
-)
+DEDUPLICATED_SCHEMA = DECISION_SCHEMA.append(pa.field("split", pa.string())).append(pa.field("cluster", pa.string()))
+"""A decision, and the split and the cluster of the document."""
 
 _SPLIT_COLUMNS = ["id", "cluster", "split", "founder", "straddles", "joins", "similarity"]
 _SIGNED_COLUMNS = ["id", "exact_hash", "characters"]
@@ -428,5 +416,7 @@ class SplitsUnchanged:
         if self.previous is None or self.previous.settings["split_epoch"] != draft.settings["split_epoch"]:
             return Check(name="splits_unchanged", passed=True, description="no earlier register to compare with")
         changed = split_changes(self.previous, draft)
-        description = f"{changed} documents changed their split; raise `split_epoch` under `clusters` in project.yaml to give all splits anew"
+        description = (
+            f"{changed} documents changed their split; raise `split_epoch` under `clusters` in project.yaml to give all splits anew"
+        )
         return Check(name="splits_unchanged", passed=changed == 0, description=description if changed else "no document changed its split")

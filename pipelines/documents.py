@@ -22,6 +22,14 @@ DOCUMENT_SCHEMA = pa.schema(
 QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("locator", "reason", "excerpt")])
 """`locator` says where the input stood (file and line or row), `excerpt` its first characters, escaped."""
 
+REASON = pa.struct([("rule", pa.string()), ("score", pa.float64()), ("threshold", pa.float64())])
+DECISION_SCHEMA = pa.schema(
+    [("id", pa.string()), ("domain", pa.string()), ("snapshot", pa.string()), ("kept", pa.bool_())]
+    + [("rule", pa.string()), ("score", pa.float64()), ("threshold", pa.float64()), ("reasons", pa.list_(REASON))]
+)
+"""A decision per document that came in: `rule`, `score` and `threshold` are of the first rule that failed, null for a kept
+document; `reasons` has all that failed."""
+
 ROWS_PER_GROUP = 2_000
 BYTES_PER_GROUP = 32 * 1024 * 1024
 """A row group is closed when its strings reach this size, so that long documents are written in bounded memory too."""

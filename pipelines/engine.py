@@ -10,9 +10,10 @@ import atexit
 import contextlib
 import ctypes
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -59,18 +60,21 @@ def map_shards(
         RuntimeError: a worker process was killed (out of memory, most often).
     """
     engine = engine or Engine()
-    if engine.kind == "serial" or (not isolate and (engine.num_workers == 1 or len(items) < 2)):
+    if not items or engine.kind == "serial" or (not isolate and (engine.num_workers == 1 or len(items) < 2)):
         yield from (_attempt(function, item) for item in items)
         return
     pool = _new_pool(min(engine.num_workers, len(items))) if isolate else _shared_pool(engine.num_workers)
-    with _threads_limited(None if isolate else 1):
-        futures = [pool.submit(_attempt, function, item) for item in items]
+    futures: list[Future[Mapped[Item, Result]]] = []
     try:
+        with _threads_limited(None if isolate else 1):
+            futures = [pool.submit(_attempt_in_worker, function, item) for item in items]
         for future in futures:
             yield future.result()
     except BrokenProcessPool as error:
         _pools.clear()
-        raise RuntimeError("a worker process was killed, most often for lack of memory; set GRISTMILL_WORKERS lower and run again") from error
+        raise RuntimeError(
+            "a worker process was killed, most often for lack of memory; set GRISTMILL_WORKERS lower and run again"
+        ) from error
     finally:
         for future in futures:
             future.cancel()
@@ -91,15 +95,38 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Res
         return Mapped(item, error=error)
 
 
+def _attempt_in_worker(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Result]:
+    mapped = _attempt(function, item)
+    return Mapped(item, error=_portable(mapped.error)) if mapped.error else mapped
+
+
+def _portable(error: Exception) -> Exception:
+    """Return `error`, or its words where it cannot be pickled: one that cannot be read back would break the pool."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  # whatever the error's own constructor raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
 _pools: dict[int, ProcessPoolExecutor] = {}
 
 
 def _shared_pool(workers: int) -> ProcessPoolExecutor:
     """Return the process pool of this size, started once: imports in the children are paid once."""
-    if workers not in _pools:
+    if workers not in _pools or not _is_usable(_pools[workers]):
         _pools[workers] = _new_pool(workers)
         atexit.register(_pools[workers].shutdown, wait=False, cancel_futures=True)
     return _pools[workers]
+
+
+def _is_usable(pool: ProcessPoolExecutor) -> bool:
+    """Return whether `pool` takes work: not after one of its processes was killed between two calls."""
+    try:
+        pool.submit(os.getpid)
+    except BrokenProcessPool:
+        return False
+    return True
 
 
 def _new_pool(workers: int) -> ProcessPoolExecutor:

@@ -20,10 +20,11 @@ from pipelines.documents import write_table
 from pipelines.errors import EmptyInput
 from pipelines.evaluators import Evaluator
 from pipelines.manifests import Check, Json, Manifest, Outcome
+from pipelines.models import denormals_flushed, load_checkpoint, set_up_torch
 from pipelines.plots import new_figure, save_figure
 from pipelines.plugins import Settings
-from pipelines.store import advisory
 from pipelines.shards import HeldOutDocuments, held_out_documents
+from pipelines.store import advisory
 
 EVALUATION_PACKAGES = ("torch", "transformers")
 
@@ -65,7 +66,9 @@ def evaluate(
     held = held_out_documents(decisions, shards, max_tokens=settings.max_tokens_per_domain)
     missing = sorted(domain for domain in settings.roles if domain not in held)
     if missing:
-        raise EmptyInput(f"no held-out document of {', '.join(missing)}; raise `held_out` of that domain in project.yaml, or loosen its filters")
+        raise EmptyInput(
+            f"no held-out document of {', '.join(missing)}; raise `held_out` of that domain in project.yaml, or loosen its filters"
+        )
     held = {domain: held[domain] for domain in sorted(settings.roles)}
     before = _score(settings, base, held, tokenizer)
     after = _score(settings, checkpoint, held, tokenizer)
@@ -80,19 +83,18 @@ def evaluate(
     _plot(out / "held_out_loss.png", rows)
     return Outcome(
         counts={"documents": table.num_rows, "tokens": sum(h.num_tokens for h in held.values())},
-        metrics={f"{row['domain'].replace(' ', '_')}_{key}": row[key] for row in rows for key in ("bits_per_byte_before", "bits_per_byte_after")},
+        metrics={
+            f"{row['domain'].replace(' ', '_')}_{key}": row[key] for row in rows for key in ("bits_per_byte_before", "bits_per_byte_after")
+        },
         tables={"held_out": [_rounded(row) for row in rows]},
         plots=("held_out_loss.png",),
     )
 
 
+@denormals_flushed()
 def _score(settings: EvaluationSettings, checkpoint: Manifest, held: dict[str, HeldOutDocuments], tokenizer: Manifest) -> pa.Table:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(settings.threads)
-    torch.set_flush_denormal(True)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, local_files_only=True).eval()
+    set_up_torch(settings.threads)
+    model = load_checkpoint(checkpoint.directory).eval()
     evaluator: Evaluator = plugins.build("evaluators", settings.evaluator, settings.evaluator_settings)  # type: ignore[assignment]
     return evaluator.score(model, held, model.config.eos_token_id)
 
@@ -162,6 +164,8 @@ def losses_finite(draft: Manifest) -> Check:
 def target_improved(draft: Manifest) -> Check:
     """The target loss fell beyond its interval."""
     rows = [row for row in json.loads((draft.directory / "evaluation.json").read_text())["domains"] if row["role"] == "target"]
+    if not rows:
+        return Check(name="target_improved", passed=False, description="no target domain was evaluated")
     worst = max(rows, key=lambda row: row["loss_change_high"])
     return Check(
         name="target_improved",
@@ -173,7 +177,9 @@ def target_improved(draft: Manifest) -> Check:
 @advisory
 def enough_held_out_tokens(draft: Manifest) -> Check:
     """At least 100,000 held-out tokens for each general and target domain."""
-    rows = [row for row in json.loads((draft.directory / "evaluation.json").read_text())["domains"] if not str(row["domain"]).startswith("all ")]
+    rows = [
+        row for row in json.loads((draft.directory / "evaluation.json").read_text())["domains"] if not str(row["domain"]).startswith("all ")
+    ]
     short = [f"{row['domain']} ({row['tokens']:,})" for row in rows if row["tokens"] < 100_000 and row["role"] in ("general", "target")]
     return Check(
         name="enough_held_out_tokens",

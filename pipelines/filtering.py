@@ -19,27 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipelines.documents import read_batches, row_count, write_table
+from pipelines.documents import DECISION_SCHEMA, read_batches, row_count, write_table
 from pipelines.errors import GristmillError, UnknownName
 from pipelines.filters import Filter
 from pipelines.manifests import Check, Json, Manifest, Outcome
 from pipelines.plots import new_figure, save_figure
 from pipelines.plugins import Settings, build, load
 
-REASON = pa.struct([("rule", pa.string()), ("score", pa.float64()), ("threshold", pa.float64())])
-DECISION_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("domain", pa.string()),
-        ("snapshot", pa.string()),
-        ("kept", pa.bool_()),
-        ("rule", pa.string()),
-        ("score", pa.float64()),
-        ("threshold", pa.float64()),
-        ("reasons", pa.list_(REASON)),
-    ]
-)
-"""`rule`, `score` and `threshold` are of the first rule that failed, null for a kept document; `reasons` has all that failed."""
 KEYS = ("id", "domain", "snapshot", "characters")
 """The columns of collected scores that are no scores."""
 PASSED = "passes_all_rules"

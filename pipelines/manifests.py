@@ -23,6 +23,8 @@ Json = None | bool | int | float | str | list | dict
 
 
 class Frozen(BaseModel):
+    """Base of the records in a manifest: never changed, and an unknown key is an error."""
+
     # NaN is written as NaN: as null, a measured value that is not a number would make the manifest unreadable.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 

@@ -140,7 +140,9 @@ def mix_domains(settings: MixtureSettings, out: Path, *, critical_ratio: Manifes
     weights = {"general": 1.0 - ratio, "target": ratio}
     empty = [role for role, weight in weights.items() if weight > 0 and not totals[role]]
     if empty:
-        raise EmptyInput(f"no selected {empty[0]} passage for a mixture with target share {ratio:.3f}; loosen its filters or raise its budget")
+        raise EmptyInput(
+            f"no selected {empty[0]} passage for a mixture with target share {ratio:.3f}; loosen its filters or raise its budget"
+        )
     rows = []
     for row in sorted(chosen, key=lambda r: (r["role"], r["domain"])):
         share = weights[row["role"]] * row["tokens_sum"] / totals[row["role"]]
@@ -171,13 +173,17 @@ def mix_domains(settings: MixtureSettings, out: Path, *, critical_ratio: Manifes
 
 def _read_losses(probes: tuple[Manifest, ...]) -> _Losses:
     table = pa.concat_tables([pq.read_table(m.file("losses.parquet")) for m in probes])
-    rows = table.sort_by([("ratio", "ascending"), ("seed", "ascending"), ("corpus", "ascending"), ("tokens", "ascending"), ("window", "ascending")])
+    rows = table.sort_by(
+        [("ratio", "ascending"), ("seed", "ascending"), ("corpus", "ascending"), ("tokens", "ascending"), ("window", "ascending")]
+    )
     frame = {name: rows[name].to_numpy() for name in ("ratio", "seed", "tokens", "loss")}
     corpus = np.asarray(rows["corpus"].to_pylist())
     last = int(frame["tokens"].max())
     runs = sorted(set(zip(frame["ratio"].tolist(), frame["seed"].tolist(), strict=True)))
     if all(ratio >= 1.0 for ratio, _ in runs):
-        raise GristmillError("no probe has a target share below 1; the law is fitted over replay, so add three ratios below 1 to `mixture.ratios`")
+        raise GristmillError(
+            "no probe has a target share below 1; the law is fitted over replay, so add three ratios below 1 to `mixture.ratios`"
+        )
     deltas: dict[str, list[np.ndarray]] = {"general": [], "target": []}
     trajectory = []
     for ratio, seed in runs:
@@ -190,9 +196,16 @@ def _read_losses(probes: tuple[Manifest, ...]) -> _Losses:
                 if tokens == last:
                     found.append(delta)
     if any(len(found) != len(runs) or len({len(delta) for delta in found}) != 1 for found in deltas.values()):
-        raise GristmillError("the probes were not measured on the same windows or at the same tokens; materialize mixture_probe for all of them again")
+        raise GristmillError(
+            "the probes were not measured on the same windows or at the same tokens; materialize mixture_probe for all of them again"
+        )
     return _Losses(
-        np.asarray([r for r, _ in runs]), np.asarray([s for _, s in runs]), last, np.stack(deltas["general"]), np.stack(deltas["target"]), trajectory
+        np.asarray([r for r, _ in runs]),
+        np.asarray([s for _, s in runs]),
+        last,
+        np.stack(deltas["general"]),
+        np.stack(deltas["target"]),
+        trajectory,
     )
 
 
@@ -235,10 +248,15 @@ def _jackknife(settings: RatioSettings, law: MixingLaw, ratios: np.ndarray, delt
     distinct = np.unique(ratios[ratios < 1.0])
     if len(distinct) < 4:
         return []
-    return [{"without": float(r), "estimate": _number(_root(law, ratios[ratios != r], deltas[ratios != r], settings.tolerance_nats))} for r in distinct]
+    return [
+        {"without": float(r), "estimate": _number(_root(law, ratios[ratios != r], deltas[ratios != r], settings.tolerance_nats))}
+        for r in distinct
+    ]
 
 
 def _standard_errors(deltas: np.ndarray) -> np.ndarray:
+    if deltas.shape[1] < 2:
+        return np.full(len(deltas), np.nan)
     return deltas.std(axis=1, ddof=1) / np.sqrt(deltas.shape[1])
 
 
@@ -259,21 +277,43 @@ def _refusals(
 
     inside = ratios < 1.0
     if len(np.unique(ratios[inside])) < 3:
-        refuse("too_few_ratios", f"{len(np.unique(ratios[inside]))} distinct ratios below 1", "add ratios to `mixture.ratios`; three is the least")
+        refuse(
+            "too_few_ratios",
+            f"{len(np.unique(ratios[inside]))} distinct ratios below 1",
+            "add ratios to `mixture.ratios`; three is the least",
+        )
     if (general[inside] <= tolerance).all():
-        refuse("not_bracketed", f"every ratio up to {ratios[inside].max():.2f} holds the tolerance", "add a higher ratio, or lower the tolerance")
+        refuse(
+            "not_bracketed",
+            f"every ratio up to {ratios[inside].max():.2f} holds the tolerance",
+            "add a higher ratio, or lower the tolerance",
+        )
     if (general[inside] > tolerance).all() or not np.isfinite(estimate):
-        refuse("not_bracketed", f"no ratio down to {ratios[inside].min():.2f} holds the tolerance", "add a lower ratio, or train the base longer")
+        refuse(
+            "not_bracketed",
+            f"no ratio down to {ratios[inside].min():.2f} holds the tolerance",
+            "add a lower ratio, or train the base longer",
+        )
     nearest = int(np.argmin(np.abs(ratios - (estimate if np.isfinite(estimate) else ratios.mean()))))
     if not errors[nearest] <= tolerance / 5:
         wanted = f"{np.ceil((errors[nearest] / (tolerance / 5)) ** 2):.0f}x as many" if np.isfinite(errors[nearest]) else "two or more"
-        refuse("noisy_evaluation", f"standard error {errors[nearest]:.4f} nats at R = {ratios[nearest]:.2f}", f"measure {wanted} held-out windows")
+        refuse(
+            "noisy_evaluation",
+            f"standard error {errors[nearest]:.4f} nats at R = {ratios[nearest]:.2f}",
+            f"measure {wanted} held-out windows",
+        )
     levels = [general[ratios == ratio].mean() for ratio in np.unique(ratios[inside])]  # over seeds, which differ by data order
     spread = [np.sqrt((errors[ratios == ratio] ** 2).sum()) / (ratios == ratio).sum() for ratio in np.unique(ratios[inside])]
     if (np.diff(levels) < -2 * np.hypot(spread[1:], spread[:-1])).any():
-        refuse("non_monotone", "the general loss falls with the target share beyond two standard errors", "measure more windows, or more seeds")
+        refuse(
+            "non_monotone", "the general loss falls with the target share beyond two standard errors", "measure more windows, or more seeds"
+        )
     if (target[ratios > 0] >= 0).any():
-        refuse("target_not_learned", "the target loss did not fall at every ratio above 0", "train the probes longer, or raise their learning rate")
+        refuse(
+            "target_not_learned",
+            "the target loss did not fall at every ratio above 0",
+            "train the probes longer, or raise their learning rate",
+        )
     if interval is None or interval[1] - interval[0] > settings.max_interval:
         width = "not bounded" if interval is None else f"{interval[1] - interval[0]:.2f} wide"
         refuse("wide_interval", f"the 95 % interval is {width}", "measure more held-out windows, or add ratios near the estimate")
@@ -375,7 +415,8 @@ def ratio_inside_interval(draft: Manifest) -> Check:
     interval = result["interval_95"]
     inside = bool(interval) and interval[0] <= result["ratio"] <= interval[1]
     codes = ", ".join(refusal["code"] for refusal in result["refusals"])
-    description = f"{result['decision']} {result['ratio']:.3f}, interval {interval}" + (f", refused: {codes}" if codes else "")
+    bounds = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
+    description = f"{result['decision']} {result['ratio']:.3f}, {bounds}" + (f", refused: {codes}" if codes else "")
     return Check(name="ratio_inside_interval", passed=(result["decision"] == "estimate" and inside) or bool(codes), description=description)
 
 
@@ -390,7 +431,11 @@ def estimate_not_refused(draft: Manifest) -> Check:
 def shares_sum_to_one(draft: Manifest) -> Check:
     """The shares are positive and sum to 1 within 1e-9."""
     shares = json.loads((draft.directory / "mixture.json").read_text())["shares"].values()
-    return Check(name="shares_sum_to_one", passed=abs(sum(shares) - 1.0) < 1e-9 and min(shares) > 0, description=f"{len(shares)} shares sum to {sum(shares):.9f}")
+    return Check(
+        name="shares_sum_to_one",
+        passed=abs(sum(shares) - 1.0) < 1e-9 and min(shares) > 0,
+        description=f"{len(shares)} shares sum to {sum(shares):.9f}",
+    )
 
 
 @advisory

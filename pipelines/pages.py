@@ -45,7 +45,7 @@ caption { text-align: left; color: var(--quiet); padding: 0 0 .35rem; }
 th, td { padding: 5px 18px 5px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
 th { font-weight: 500; color: var(--quiet); vertical-align: bottom; border-bottom-color: var(--quiet); }
 td:last-child, th:last-child { padding-right: 0; }
-.n { text-align: right; white-space: nowrap; }
+.n { text-align: right; white-space: nowrap; } th.n { white-space: normal; }
 td:first-child, th:first-child { position: sticky; left: 0; background: var(--page); min-width: 6.5rem; }
 td.long { min-width: 16rem; }
 code { font: 13px/20px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: nowrap; }
@@ -148,7 +148,7 @@ def _side(column: Column) -> str:
 def _cell(value: Json, column: Column) -> str:
     shown = escape(column.form(value)) if column.form and not isinstance(value, str) else text(value)
     long = isinstance(value, str) and not isinstance(value, Html) and len(value) > LONG_CELL
-    return f'<td{_side(column) or (long and LONG) or ""}>{shown}</td>'
+    return f"<td{_side(column) or (long and LONG) or ''}>{shown}</td>"
 
 
 def figures(plots: Iterable[tuple[Path, str]]) -> Html:

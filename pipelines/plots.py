@@ -33,9 +33,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def line_plot(path: Path, series: Mapping[str, Series], *, x: str, y: str, title: str = "") -> None:
     """Write a line plot of named ``(x values, y values)`` series."""
+    from matplotlib.ticker import EngFormatter
+
     figure, axes = new_figure()
     for name, (xs, ys) in series.items():
         axes.plot(xs, ys, label=name, linewidth=1.4)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel=x, ylabel=y, title=title)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)

@@ -116,7 +116,9 @@ class Project(Settings):
 
     def cleaning_of(self, name: str) -> CleaningSettings:
         """Return how text of domain `name` is cleaned."""
-        return plugins.validate(CleaningSettings, {**self.cleaning, **self.domain(name).cleaning}, where=f"project.yaml: cleaning of {name}")
+        return plugins.validate(
+            CleaningSettings, {**self.cleaning, **self.domain(name).cleaning}, where=f"project.yaml: cleaning of {name}"
+        )
 
     def scored(self, stage: Stage) -> tuple[str, ...]:
         """Return the filters of `stage` that are scored: those that the project or a domain has switched on."""
@@ -138,7 +140,9 @@ class Project(Settings):
 
     def cluster_settings(self, order: Iterable[str]) -> ClusterSettings:
         """Return the settings of the near-duplicate clusters over partitions in `order`."""
-        return plugins.validate(ClusterSettings, {**self.clusters, "held_out": self.held_out, "order": tuple(order)}, where="project.yaml: clusters")
+        return plugins.validate(
+            ClusterSettings, {**self.clusters, "held_out": self.held_out, "order": tuple(order)}, where="project.yaml: clusters"
+        )
 
     def embedder_fit(self) -> EmbedderSettings:
         """Return what the embedder is fitted with."""
@@ -295,7 +299,11 @@ class Recipe(Settings):
         """Return the settings of the subset selection."""
         roles = {domain: role for domain, role in self.role_of.items() if role != "evaluation"}
         return SelectionSettings(
-            function=self.selection.function, settings=self.selection.settings, roles=roles, budget=self.selection.budget, seed=self.selection.seed
+            function=self.selection.function,
+            settings=self.selection.settings,
+            roles=roles,
+            budget=self.selection.budget,
+            seed=self.selection.seed,
         )
 
     def general_settings(self) -> GeneralSettings:
@@ -401,7 +409,10 @@ def read_recipe(path: Path, project: Project) -> Recipe:
     for stage in ("quality", "toxicity"):
         mine: StageSettings = getattr(recipe, stage)
         problems += _filter_problems(f"{where}: {stage}.filters", mine.filters, fields=False)
-        unscored = sorted({n for layer in (mine.filters, *mine.domains.values()) for n in layer} & set(plugins.names("filters")) - set(project.scored(stage)))
+        unscored = sorted(
+            {n for layer in (mine.filters, *mine.domains.values()) for n in layer}
+            & set(plugins.names("filters")) - set(project.scored(stage))
+        )
         problems += [f"{where}: {stage}: {name} is not scored; add it under `{stage}` in project.yaml" for name in unscored]
         for domain, filters in mine.domains.items():
             if domain not in recipe.domains:
@@ -416,9 +427,13 @@ def read_recipe(path: Path, project: Project) -> Recipe:
     wanted += [("evaluators", recipe.evaluation.evaluator, recipe.evaluation.evaluator_settings)]
     problems += _plugin_problems(where, wanted)
     problems += [f"{where}: mixture.ratios: {r} is not in [0, 1]" for r in recipe.mixture.ratios if not 0 <= r <= 1]
-    problems += [f"{where}: mixture.ratios: {r} has more than the two decimals that name a probe" for r in recipe.mixture.ratios if round(r, 2) != r]
+    problems += [
+        f"{where}: mixture.ratios: {r} has more than the two decimals that name a probe" for r in recipe.mixture.ratios if round(r, 2) != r
+    ]
     problems += [f"{where}: mixture: probe {p} is asked for twice" for p in recipe.probes if recipe.probes.count(p) > 1]
-    problems += [f"{where}: selection.budget: no budget for role {role!r}" for role in ("general", "target") if role not in recipe.selection.budget]
+    problems += [
+        f"{where}: selection.budget: no budget for role {role!r}" for role in ("general", "target") if role not in recipe.selection.budget
+    ]
     _raise(list(dict.fromkeys(problems)))
     return recipe
 
@@ -527,7 +542,11 @@ def _filter_problems(where: str, filters: Filters, *, fields: bool) -> list[str]
 
 
 def _plugin_problems(where: str, wanted: Iterable[tuple[str, str, Mapping[str, Json]]]) -> list[str]:
-    return [f"{where}: {line}" for kind, name, settings in wanted for line in _attempt(lambda k=kind, n=name, s=settings: plugins.build(k, n, s))]
+    return [
+        f"{where}: {line}"
+        for kind, name, settings in wanted
+        for line in _attempt(lambda k=kind, n=name, s=settings: plugins.build(k, n, s))
+    ]
 
 
 def _attempt(check: object) -> list[str]:

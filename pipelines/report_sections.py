@@ -9,22 +9,7 @@ from pathlib import Path
 
 from pipelines.documents import split_partition
 from pipelines.manifests import Check, Json, Manifest
-from pipelines.pages import (
-    Column,
-    Form,
-    Html,
-    code,
-    count,
-    decimals,
-    figures,
-    folded,
-    mark,
-    number,
-    paragraph,
-    percent,
-    size,
-    table,
-)
+from pipelines.pages import Column, Form, Html, code, count, decimals, figures, folded, mark, number, paragraph, percent, size, table
 
 Row = dict[str, Json]
 
@@ -253,8 +238,8 @@ def selection(made: Artifacts) -> str:
     """Write the certificate of each role, and the shares of the domains before and after."""
     metrics = made.selection.outcome.metrics
     roles = [role for role in ("general", "target") if any(f"{role}_{key}" in metrics for key in CERTIFICATE)]
-    measures = CERTIFICATE.items() if roles else ()
-    certificate = [{"measure": name, **{role: form(metrics.get(f"{role}_{key}")) for role in roles}} for key, (name, form) in measures]
+    rows = [(name, {role: form(metrics.get(f"{role}_{key}")) for role in roles}) for key, (name, form) in CERTIFICATE.items()]
+    certificate = [{"measure": name, **values} for name, values in rows if values]
     shares = "role domain passages selected_passages tokens selected_tokens share_before share_after"
     absorbed = [{**row, "id": code(row.get("id"))} for row in _table(made.selection, "most_absorbed")]
     represent = table(absorbed, _columns("role domain id passage represented mean_similarity"))
@@ -286,7 +271,7 @@ def mixture(made: Artifacts) -> str:
 def training(made: Artifacts) -> str:
     """Write the two runs that left a checkpoint."""
     runs = (("General checkpoint", made.general), ("Pretrained checkpoint", made.checkpoint))
-    done = [{"run": name, **run.counts, **run.outcome.metrics, "seconds": run.provenance.get("seconds")} for name, run in runs if run.counts]
+    done = [{**run.provenance, **run.counts, **run.outcome.metrics, "run": name} for name, run in runs if run.counts]
     plots = [plot for name, run in runs for plot in _plots(run, f"{name}:")]
     shown = table(done, _columns("run parameters tokens steps tokens_per_second seconds"))
     read = [folded(f"{name}: what it read", table(_table(run, "domains"), _columns("domain share epochs"))) for name, run in runs]
@@ -325,7 +310,7 @@ def checks(made: Artifacts) -> str:
     every = [
         {
             "asset": code(asset),
-            "partition": audited.partition,
+            "partition": code(audited.partition),
             "check": code(check.name),
             "result": mark(check),
             "finding": check.description,
@@ -373,7 +358,7 @@ def lineage(made: Artifacts) -> str:
     rows = [
         {
             "asset": code(asset),
-            "partition": manifest.partition,
+            "partition": code(manifest.partition),
             "fingerprint": code(manifest.fingerprint),
             "code_version": code(manifest.code_version),
             "content": code(manifest.content_sha256),

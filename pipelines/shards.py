@@ -199,7 +199,9 @@ def held_out_documents(decisions: Manifest, shards: Sequence[Manifest], *, max_t
         shard = TokenShard(manifest)
         for number, (name, size) in enumerate(zip(shard.documents["id"].to_pylist(), shard.documents["bytes"].to_pylist(), strict=True)):
             if name in domain_of:
-                found.setdefault(domain_of[name], []).append((stable_fraction("evaluation", name), name, shard.document_tokens(number), size))
+                found.setdefault(domain_of[name], []).append(
+                    (stable_fraction("evaluation", name), name, shard.document_tokens(number), size)
+                )
     return {domain: _first_tokens(sorted(found[domain], key=lambda item: item[:2]), max_tokens) for domain in sorted(found)}
 
 
@@ -221,4 +223,8 @@ def windows_of(documents: HeldOutDocuments, sequence_length: int, num_windows: i
     joined = np.concatenate([np.asarray([end_of_text], dtype=np.int64), *(tokens.astype(np.int64) for tokens in documents.tokens)])
     available = (len(joined) - 1) // sequence_length
     places = np.unique(np.linspace(0, available - 1, min(num_windows, available)).astype(np.int64)) if available else np.empty(0, np.int64)
-    return np.stack([joined[p * sequence_length : (p + 1) * sequence_length + 1] for p in places]) if len(places) else np.empty((0, sequence_length + 1), np.int64)
+    return (
+        np.stack([joined[p * sequence_length : (p + 1) * sequence_length + 1] for p in places])
+        if len(places)
+        else np.empty((0, sequence_length + 1), np.int64)
+    )

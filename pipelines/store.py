@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import time
@@ -28,6 +28,7 @@ from urllib.parse import quote, unquote
 
 from pipelines.code_version import code_version, installed_version
 from pipelines.errors import GristmillError, MissingArtifact, OutOfSpace
+from pipelines.files import locked, sync
 from pipelines.manifests import (
     MANIFEST_NAME,
     Check,
@@ -35,7 +36,6 @@ from pipelines.manifests import (
     InputReference,
     Json,
     Manifest,
-    Member,
     Outcome,
     fingerprint,
     read_manifest,
@@ -47,6 +47,9 @@ Input = "Manifest | Member | Build"
 """A published artifact, one file of it, or a request that is built first."""
 Step = Callable[..., Outcome]
 Audit = Callable[[Manifest], Check]
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OUT_OF_SPACE_WORDS = re.compile("|".join([*map(os.strerror, OUT_OF_SPACE), r"\d+ requested and \d+ written"]))
 
 
 class AuditFailed(GristmillError):
@@ -132,7 +135,7 @@ class Store:
         label = f"{asset}[{partition}]" if partition else asset
         if not pointer.exists():
             raise MissingArtifact(f"{label} has not been materialized; materialize it first (`gristmill run`, or in the UI)")
-        found = self.find(asset, json.loads(pointer.read_text())["fingerprint"])
+        found = self.find(asset, _pointed_at(pointer))
         if found is None:
             raise MissingArtifact(f"{label}: its artifact is gone from {self.root}; materialize it again")
         return found.for_partition(partition)
@@ -156,7 +159,7 @@ class Store:
         address = request.fingerprint()
         if self.find(request.asset, address) is None:
             request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
-        with self._lock(f"{request.asset}-{address}"):
+        with self._room(request), locked(self.root / "locks" / f"{request.asset}-{address}"):
             found = self.find(request.asset, address)
             manifest = found or self._compute(request, address)
             manifest = manifest.for_partition(request.partition)
@@ -192,15 +195,10 @@ class Store:
             if any(check.blocking and not check.passed for check in manifest.checks):
                 raise AuditFailed(self._reject(manifest, staging, address))
             return self._publish(manifest, staging, address)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            shutil.rmtree(staging, ignore_errors=True)
-            free = shutil.disk_usage(self.root).free / 1e6
-            raise OutOfSpace(
-                f"{request.label}: no room left under {self.root} ({free:.0f} MB free); nothing was published. "
-                "Free space there, or point GRISTMILL_HOME at a larger disk, and run again"
-            ) from error
+        except Exception as error:
+            if _is_out_of_space(error):
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
 
     def _draft(self, request: Build, address: str, staging: Path, outcome: Outcome, started: datetime, seconds: float) -> Manifest:
         files = tuple(
@@ -222,14 +220,14 @@ class Store:
     def _publish(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
         (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         for path in staging.rglob("*"):
-            _sync(path)
-        _sync(staging)
+            sync(path)
+        sync(staging)
         final = self.directory(manifest.asset, address)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # no manifest in it, else it had been found: left by a half-removed artifact
             shutil.rmtree(final)
         staging.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
         return manifest.at(final)
 
     def _reject(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
@@ -253,12 +251,18 @@ class Store:
         beside.rename(pointer)
 
     @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        path = self.root / "locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def _room(self, request: Build) -> Iterator[None]:
+        """Turn what is raised on a full disk into one message."""
+        try:
             yield
+        except Exception as error:
+            if not _is_out_of_space(error):
+                raise
+            free = shutil.disk_usage(self.root).free / 1e6
+            raise OutOfSpace(
+                f"{request.label}: no room left under {self.root} ({free:.0f} MB free); the build did not finish. "
+                "Free space there, or point GRISTMILL_HOME at a larger disk, and run again"
+            ) from error
 
 
 def advisory(audit: Audit) -> Audit:
@@ -272,6 +276,18 @@ def is_blocking(audit: Audit) -> bool:
     return getattr(audit, "blocking", True)
 
 
+def _is_out_of_space(error: BaseException | None) -> bool:
+    """Return whether `error`, or what it was raised from, says that the disk is full.
+
+    By number, or by words: tokenizers, safetensors, DuckDB and numpy raise errors without one.
+    """
+    while error:
+        if getattr(error, "errno", None) in OUT_OF_SPACE or OUT_OF_SPACE_WORDS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _audited(audit: Audit, manifest: Manifest) -> Check:
     return audit(manifest).model_copy(update={"blocking": is_blocking(audit)})
 
@@ -280,12 +296,12 @@ def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _pointed_at(pointer: Path) -> str:
+    """Return the fingerprint in `pointer`; one that a power failure cut short stands for an artifact that is gone."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return json.loads(pointer.read_text())["fingerprint"]
+    except ValueError:
+        return "damaged"
 
 
 def _provenance(started: datetime, seconds: float, packages: Sequence[str]) -> dict[str, Json]:

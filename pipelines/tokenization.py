@@ -38,7 +38,7 @@ class TokenizerSettings(Settings):
     vocabulary_size: int = 4096
     """Number of tokens, the 256 bytes and the end-of-text token included."""
     sample_bytes: int = 8_000_000
-    """At most this many bytes of training-split text are read, an equal part per domain."""
+    """Bytes of training-split text that are read, an equal part per domain; the last document of a domain is read whole."""
 
 
 class PassageSettings(Settings):
@@ -60,7 +60,9 @@ def train_tokenizer(settings: TokenizerSettings, out: Path, *, sample: tuple[Man
 
     texts = _sample_texts(settings, sample, splits)
     if not texts:
-        raise EmptyInput("the tokenizer's sample has no training-split document; name snapshots that hold documents under `fit_on` in project.yaml")
+        raise EmptyInput(
+            "the tokenizer's sample has no training-split document; name snapshots that hold documents under `fit_on` in project.yaml"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -94,6 +96,7 @@ def tokenize_documents(settings: PassageSettings, out: Path, *, cleaned: Manifes
     which its first character stands.
     """
     encoder = load_tokenizer(tokenizer.directory)
+    encoder.encode_special_tokens = True  # text that spells the end-of-text token must not end a document
     end_of_text = encoder.token_to_id(END_OF_TEXT)
     dtype = token_dtype(encoder.get_vocab_size())
     position = num_bytes = num_characters = 0

@@ -7,8 +7,6 @@ that create it at the same time would corrupt it.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import time
@@ -18,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.files import locked
 from pipelines.manifests import Json, Manifest
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Tracker:
     @cached_property
     def experiment_id(self) -> str:
         """The id of the project's experiment, made if it is not there."""
-        with self._lock():
+        with locked(self._home / "locks" / "mlflow"):
             found = self._client.get_experiment_by_name(self._experiment)
             if found:
                 return found.experiment_id
@@ -104,7 +103,8 @@ class Tracker:
     def parent_run(self, name: str) -> str:
         """Return the id of the run that groups a recipe's or the ingestion's runs, made if it is not there."""
         if name not in self._parents:
-            with self._lock():
+            self.experiment_id  # noqa: B018  # found before: it takes the same lock, which no process can take twice
+            with locked(self._home / "locks" / "mlflow"):
                 self._parents[name] = self._find_parent(name) or self._create_parent(name)
         return self._parents[name]
 
@@ -127,7 +127,7 @@ class Tracker:
         from mlflow import MlflowClient
 
         self._home.mkdir(parents=True, exist_ok=True)
-        with self._lock(name="mlflow-database"):
+        with locked(self._home / "locks" / "mlflow-database"):
             client = MlflowClient(tracking_uri=self._uri)
             client.search_experiments(max_results=1)  # makes the database where there is none
         return client
@@ -142,7 +142,9 @@ class Tracker:
                 digest = (reference.sha256 or reference.fingerprint)[:32]
                 source = json.dumps({"asset": reference.asset, "partition": reference.partition, "member": reference.member})
                 dataset = Dataset(name=name, digest=digest, source_type="local", source=source)
-                seen[(name, digest)] = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", role), InputTag("asset", reference.asset)])
+                seen[(name, digest)] = DatasetInput(
+                    dataset, tags=[InputTag("mlflow.data.context", role), InputTag("asset", reference.asset)]
+                )
         if seen:
             self._client.log_inputs(run_id, datasets=list(seen.values()))
 
@@ -155,17 +157,13 @@ class Tracker:
             name=manifest.asset,
             source_run_id=run_id,
             model_type="transformers-checkpoint",
-            tags={"gristmill.path": str(manifest.directory), "gristmill.fingerprint": manifest.fingerprint, "gristmill.content": manifest.content_sha256},
+            tags={
+                "gristmill.path": str(manifest.directory),
+                "gristmill.fingerprint": manifest.fingerprint,
+                "gristmill.content": manifest.content_sha256,
+            },
         )
         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-
-    @contextlib.contextmanager
-    def _lock(self, name: str = "mlflow") -> Iterator[None]:
-        path = self._home / "locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _milliseconds(started: Json) -> int:

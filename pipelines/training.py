@@ -24,13 +24,14 @@ from pipelines import checkpoints, plugins
 from pipelines.documents import write_table
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.manifests import Check, Json, Manifest, Member, Outcome
+from pipelines.models import denormals_flushed, load_checkpoint, set_up_torch
 from pipelines.objectives import Objective
 from pipelines.optimizers import Optimizer
 from pipelines.plugins import Settings
 from pipelines.progress import Progress, short
 from pipelines.schedules import Schedule
-from pipelines.store import advisory
 from pipelines.shards import WindowStream, held_out_documents, passage_pools, windows_of
+from pipelines.store import advisory
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +126,9 @@ class ProbeSettings(TrainingSettings):
     """Held-out windows per corpus."""
 
 
-def train_general(settings: GeneralSettings, out: Path, *, selection: tuple[Member, ...], shards: tuple[Manifest, ...], tokenizer: Manifest) -> Outcome:
+def train_general(
+    settings: GeneralSettings, out: Path, *, selection: tuple[Member, ...], shards: tuple[Manifest, ...], tokenizer: Manifest
+) -> Outcome:
     """Train a model on the selected passages of the general domains, in proportion to their tokens."""
     shares = role_shares(selection)[settings.role]
     return _train_checkpoint(settings, shares, out, selection=selection, shards=shards, tokenizer=tokenizer)
@@ -270,8 +273,7 @@ class _Run:
     def __post_init__(self) -> None:
         import torch
 
-        torch.set_num_threads(self.settings.threads)
-        torch.set_flush_denormal(True)  # confident logits underflow to denormals, which cost 3x on CPU
+        set_up_torch(self.settings.threads)
         torch.manual_seed(self.settings.seed)
         self.step = 0
         self.seconds = 0.0
@@ -354,10 +356,15 @@ class _Run:
         rows = [self.streams[self.assignment[n]].window(int(self.positions[n])) for n in sequences]
         return torch.from_numpy(np.stack(rows))
 
+    @denormals_flushed()
     def advance(self, until: int, out: Path) -> None:
         """Train up to step `until`, going on from the newest resume point under `out` if it is ahead."""
         self._resume(out)
-        progress = Progress(f"training ({short(sum(p.numel() for p in self.model.parameters()))} parameters)", self.num_steps * self.tokens_per_step, "tokens")
+        progress = Progress(
+            f"training ({short(sum(p.numel() for p in self.model.parameters()))} parameters)",
+            self.num_steps * self.tokens_per_step,
+            "tokens",
+        )
         saved = started = time.monotonic()
         first = self.step
         self.model.train()
@@ -420,13 +427,17 @@ class _Run:
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
         path.write_text("".join(f"{line}\n" for line in kept))
 
+    @denormals_flushed()
     def window_losses(self, windows: np.ndarray, *, batch: int = 64) -> np.ndarray:
         """Return the mean loss of each window in nats per token, float64 of shape (n,)."""
         import torch
 
         self.model.eval()
         objective = self.objectives[-1]
-        parts = [objective.window_losses(self.model, torch.from_numpy(windows[i : i + batch])).double().numpy() for i in range(0, len(windows), batch)]
+        parts = [
+            objective.window_losses(self.model, torch.from_numpy(windows[i : i + batch])).double().numpy()
+            for i in range(0, len(windows), batch)
+        ]
         self.model.train()
         return np.concatenate(parts) if parts else np.empty(0)
 
@@ -435,14 +446,21 @@ class _Run:
         counts = np.bincount(self.assignment, minlength=len(self.domains))
         return {domain: float(counts[i] / self.streams[i].windows_per_epoch) for i, domain in enumerate(self.domains)}
 
-    def outcome(self, *, metrics: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None, plots: tuple[str, ...] = ()) -> Outcome:
+    def outcome(
+        self, *, metrics: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None, plots: tuple[str, ...] = ()
+    ) -> Outcome:
         """Return what the run found."""
         tokens = self.num_steps * self.tokens_per_step
         rate = {"tokens_per_second": self.trained * self.tokens_per_step / self.seconds} if self.seconds else {}  # of this process
         epochs = self.epochs()
         table = [{"domain": d, "share": round(self.shares[d], 4), "epochs": round(epochs[d], 3)} for d in self.domains]
         return Outcome(
-            counts={"tokens": tokens, "steps": self.num_steps, "parameters": sum(p.numel() for p in self.model.parameters()), **(counts or {})},
+            counts={
+                "tokens": tokens,
+                "steps": self.num_steps,
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+                **(counts or {}),
+            },
             metrics={**rate, **(metrics or {})},
             tables={"domains": table},
             plots=plots,
@@ -471,9 +489,7 @@ class _Run:
         return LlamaForCausalLM(config)
 
     def _base_model(self) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(self.base.directory, local_files_only=True)
+        return load_checkpoint(self.base.directory)
 
     def _carry_optimizer_state(self, base: Manifest) -> None:
         from safetensors.torch import load_file
@@ -496,7 +512,9 @@ def _held_out_windows(
             if domain in documents
         ]
         if not parts or not sum(len(part) for part in parts):
-            raise EmptyInput(f"no held-out window of the {role} domains; raise `held_out` of {', '.join(roles.get(role, {}))} in project.yaml")
+            raise EmptyInput(
+                f"no held-out window of the {role} domains; raise `held_out` of {', '.join(roles.get(role, {}))} in project.yaml"
+            )
         windows[role] = np.concatenate(parts)
     return windows
 
@@ -512,7 +530,9 @@ def _plot_losses(out: Path) -> None:
 
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     tokens = [record["tokens"] for record in records]
-    line_plot(out / "training_loss.png", {"training loss": (tokens, [record["loss"] for record in records])}, x="tokens", y="nats per token")
+    line_plot(
+        out / "training_loss.png", {"training loss": (tokens, [record["loss"] for record in records])}, x="tokens", y="nats per token"
+    )
 
 
 def weights_finite(draft: Manifest) -> Check:
@@ -522,7 +542,9 @@ def weights_finite(draft: Manifest) -> Check:
 
     weights = load_file(draft.directory / "model.safetensors")
     wrong = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    return Check(name="weights_finite", passed=not wrong, description=f"{len(weights)} tensors, {len(wrong)} with non-finite values {wrong[:3]}")
+    return Check(
+        name="weights_finite", passed=not wrong, description=f"{len(weights)} tensors, {len(wrong)} with non-finite values {wrong[:3]}"
+    )
 
 
 @advisory
@@ -540,7 +562,9 @@ def losses_finite(draft: Manifest) -> Check:
 
     losses = pq.read_table(draft.directory / "losses.parquet", columns=["loss"])["loss"].to_numpy()
     wrong = int((~np.isfinite(losses)).sum())
-    return Check(name="losses_finite", passed=wrong == 0 and len(losses) > 0, description=f"{len(losses)} window losses, {wrong} not finite")
+    return Check(
+        name="losses_finite", passed=wrong == 0 and len(losses) > 0, description=f"{len(losses)} window losses, {wrong} not finite"
+    )
 
 
 CHECKPOINT_AUDITS = (weights_finite, loss_fell)

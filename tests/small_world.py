@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,7 +130,9 @@ def build_world(store: Store, *, documents: int = 40, characters: int = 1200, vo
 
 def fit(sample: tuple[Manifest, ...], splits: tuple[Member, ...], **settings: int) -> Build:
     """Return the request for a tokenizer."""
-    return Build(asset="tokenizer", step=train_tokenizer, settings=TokenizerSettings(**settings), inputs={"sample": sample, "splits": splits})
+    return Build(
+        asset="tokenizer", step=train_tokenizer, settings=TokenizerSettings(**settings), inputs={"sample": sample, "splits": splits}
+    )
 
 
 def shard(cleaned: Manifest, tokenizer: Manifest, *, max_characters: int = 400, audits: tuple = ()) -> Build:
@@ -142,6 +145,19 @@ def shard(cleaned: Manifest, tokenizer: Manifest, *, max_characters: int = 400, 
         inputs={"cleaned": cleaned, "tokenizer": tokenizer},
         audits=audits,
     )
+
+
+def mixture_of(world: World, shares: Mapping[str, float]) -> Manifest:
+    """Publish a domain mixture of `shares`."""
+    return world.store.build(
+        Build(asset="domain_mixture", step=write_mixture, settings=training.MixtureShares(shares=dict(shares)))
+    ).manifest
+
+
+def write_mixture(settings: training.MixtureShares, out: Path) -> Outcome:
+    """Write the shares as training reads them."""
+    (out / "mixture.json").write_text(json.dumps({"shares": settings.shares}))
+    return Outcome()
 
 
 def select_all(store: Store, shards: Sequence[Manifest], train: set[str]) -> tuple[Member, ...]:

@@ -135,7 +135,11 @@ def test_damaged_points_do_not_push_out_good_ones(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), name=st.sampled_from(["model.safetensors", "optimizer.safetensors", "state.json"]))
+@given(
+    place=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+    name=st.sampled_from(["model.safetensors", "optimizer.safetensors", "state.json"]),
+)
 def test_any_flipped_bit_is_seen(tmp_path: Path, place: float, bit: int, name: str) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)

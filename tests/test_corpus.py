@@ -7,7 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import corpus
@@ -87,7 +86,12 @@ def test_tables_have_their_schemas_and_every_line_is_accounted_for(tmp_path: Pat
             "metadata": None,
         },
         dict.fromkeys(DOCUMENT_SCHEMA.names)
-        | {"id": document_id("wiki", "jsonl", "a.jsonl:2") + MONTH, "text": "nul \x00 stays", "domain": "wiki", "source": "jsonl:a.jsonl:2"},
+        | {
+            "id": document_id("wiki", "jsonl", "a.jsonl:2") + MONTH,
+            "text": "nul \x00 stays",
+            "domain": "wiki",
+            "source": "jsonl:a.jsonl:2",
+        },
     ]
     assert reasons(made) == [
         ("a.jsonl:3", "undecodable"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,8 +80,8 @@ def test_every_schedule_rises_to_the_peak_then_never_rises_again(name: str, warm
     rates = multipliers(plugins.build("schedules", name, {"warmup_fraction": warmup}), steps)
     peak = round(warmup * steps)
     assert all(0.0 <= rate <= 1.0 and math.isfinite(rate) for rate in rates)
-    assert all(later > earlier for earlier, later in zip(rates[:peak], rates[1:peak], strict=False))
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(rates[peak:], rates[peak + 1 :], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(rates[:peak]))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(rates[peak:]))
     assert rates[min(peak, steps - 1)] == pytest.approx(1.0) or peak >= steps
 
 

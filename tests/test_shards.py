@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -57,7 +59,12 @@ lengths_of_passages = st.lists(st.integers(1, 30), min_size=1, max_size=25)
 
 
 @settings(max_examples=150, deadline=None)
-@given(lengths=lengths_of_passages, sequence_length=st.integers(1, 20), seed=st.integers(0, 2**32), places=st.lists(st.integers(0, 10_000), max_size=6))
+@given(
+    lengths=lengths_of_passages,
+    sequence_length=st.integers(1, 20),
+    seed=st.integers(0, 2**32),
+    places=st.lists(st.integers(0, 10_000), max_size=6),
+)
 def test_windows_are_those_of_the_plain_reader(lengths: list[int], sequence_length: int, seed: int, places: list[int]) -> None:
     pool = pool_of(lengths)
     if pool.num_tokens - 1 < sequence_length:
@@ -89,7 +96,7 @@ def test_every_token_of_an_epoch_appears_once(lengths: list[int], sequence_lengt
         assert len(set(content.tolist())) == len(content)
         assert pool.num_tokens - 1 - len(predicted) < sequence_length
         assert (predicted == END).sum() <= len(lengths)
-        assert all(before[-1] == after[0] for before, after in zip(windows, windows[1:], strict=False))
+        assert all(before[-1] == after[0] for before, after in pairwise(windows))
 
 
 @settings(max_examples=50, deadline=None)

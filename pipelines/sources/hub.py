@@ -48,11 +48,13 @@ class Hub(Source):
     name: Template | None = None
     """The dataset's configuration."""
     split: Template = "train"
+    """The dataset's split."""
     git_revision: Template | None = None
     """Branch, tag or commit on the hub (the `revision` of `load_dataset`); a full commit hash needs no look-up."""
     streaming: bool = False
     """Read without a copy of the whole split in the cache of the datasets package."""
     data_dir: Template | None = None
+    """Folder of the dataset whose files are read."""
     data_files: tuple[Template, ...] = ()
     """Files of the dataset to read; globs allowed."""
     where: dict[str, Template] = Field(default_factory=dict)

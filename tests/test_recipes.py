@@ -1,0 +1,338 @@
+"""Project file and recipes: every problem is listed at once, layers of thresholds, and the settings that come out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import plugins
+from pipelines.errors import GristmillError, UnknownName
+from pipelines.filtering import default_thresholds
+from pipelines.recipes import Project, Recipe, read_project, read_recipe, read_recipes, resolve_thresholds
+
+ROOT = Path(__file__).parents[1]
+RECIPE = """
+description: A recipe of these tests
+roles: {general: [wiki, book], target: [code], evaluation: [wikitext]}
+snapshots: ["2026-01-01"]
+selection:
+  budget: {general: {fraction: 0.25}, target: {tokens: 1000}}
+model: {hidden_size: 48, num_layers: 2, num_heads: 2, intermediate_size: 128}
+training: {sequence_length: 64, threads: 2, compile: auto}
+general: {tokens: 200_000, learning_rate: 4.0e-3}
+mixture:
+  ratios: [0.2, 0.5]
+  seeds: [0, 7]
+  phase: {tokens: 40_000, learning_rate: 8.0e-4}
+pretraining:
+  - {tokens: 40_000, learning_rate: 8.0e-4}
+  - {tokens: 10_000, learning_rate: 1.0e-4, schedule: cosine}
+"""
+PROJECT = """
+name: test
+first_snapshot: "2026-01-01"
+snapshots: ["2026-01-01"]
+fit_on: ["2026-01-01"]
+source: parquet
+source_settings: {paths: [all.parquet], where: {domain: "{domain}"}}
+quality:
+  gopher_quality: {num_words: 30, num_stop_words: off}
+  encoding: {}
+  markup: off
+toxicity: {toxic_words: {}}
+domains:
+  wiki: {held_out: 0.2, quality: {gopher_quality: {num_words: 40}}}
+  book: {source: text, source_settings: {paths: [book.txt]}, cleaning: {html: extract}}
+  code: {quality: {gopher_quality: off, markup: {}}, toxicity: {toxic_words: off}}
+  wikitext: {}
+"""
+
+
+def write(directory: Path, text: str, name: str = "bad.yaml") -> Path:
+    path = directory / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def with_values(text: str, **values: object) -> str:
+    """Return YAML `text` with top-level keys replaced."""
+    return yaml.safe_dump(yaml.safe_load(text) | values, sort_keys=False, allow_unicode=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return read_project(write(tmp_path, PROJECT, "project.yaml"))
+
+
+def recipe(tmp_path: Path, project: Project, **values: object) -> Recipe:
+    return read_recipe(write(tmp_path, with_values(RECIPE, **values), "good.yaml"), project)
+
+
+def problems(tmp_path: Path, project: Project, **values: object) -> list[str]:
+    """Return the lines that a recipe with `values` is refused with."""
+    with pytest.raises(GristmillError) as caught:
+        recipe(tmp_path, project, **values)
+    return sorted(line.removeprefix("good.yaml: ") for line in str(caught.value).splitlines())
+
+
+# Files that come with the project
+
+
+def test_all_recipes_of_the_project_load() -> None:
+    ours = read_project(ROOT / "project.yaml")
+    recipes = read_recipes(ROOT / "recipes", ours)
+    assert set(recipes) == {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
+    for found in recipes.values():
+        assert found.filter_settings(ours, "quality").thresholds.keys() == set(found.domains)
+        assert found.filter_settings(ours, "toxicity").thresholds.keys() == set(found.domains)
+        assert sum(phase.tokens for phase in found.pretraining) == found.mixture_settings().tokens
+        assert found.general_settings().phases == (found.general,)
+        assert found.pretraining_settings().phases == found.pretraining
+        assert found.evaluation_settings().roles == found.role_of
+        ratios = [found.probe_settings(probe).ratio for probe in found.probes]
+        assert ratios == [ratio for ratio in found.mixture.ratios for _ in found.mixture.seeds]
+        assert set(found.selection_settings().roles.values()) == {"general", "target"}
+    for domain in ours.domains:
+        plugins.build("sources", *ours.source_of(domain))
+        ours.cleaning_of(domain)
+
+
+# Problems
+
+
+def test_every_problem_of_a_recipe_is_listed_at_once(tmp_path: Path, project: Project) -> None:
+    found = problems(
+        tmp_path,
+        project,
+        roles={"general": ["wiki", "boook"], "target": ["code", "wiki"]},
+        selecton=3,
+        quality={"filters": {"gopher_qualty": {}, "encoding": {"mojibak": 1}, "gopher_quality": {"num_words": "many"}}},
+        toxicity={"filters": {"toxicity": {}}, "domains": {"cod": {}, "code": {"toxic_words": {"listed_word": 0.1}}}},
+        selection={"function": "facility_locatio", "budget": {"general": {"fraction": 0.5}}},
+        mixture=yaml.safe_load(RECIPE)["mixture"] | {"ratios": [0.2, 1.5, 0.125], "lenght": 1},
+        general={"tokens": 1, "learning_rate": 1.0, "schedule": "linnear", "objective": "causl"},
+        training={"optimizer": "adam", "compile": "on"},
+    )
+    starts = [
+        "mixture.ratios: 0.125 has more than the two decimals",
+        "mixture.ratios: 1.5 is not in [0, 1]",
+        "quality.filters.encoding: unknown rule 'mojibak'",
+        "quality.filters.gopher_quality.num_words: 'many' is not a number or off",
+        "quality.filters: unknown filter 'gopher_qualty'; did you mean 'gopher_quality'?",
+        "roles: unknown domain 'boook'; did you mean 'book'?",
+        "roles: wiki has two roles; give it one",
+        "selection.budget: no budget for role 'target'",
+        "toxicity.domains.code.toxic_words: unknown rule 'listed_word'; did you mean 'listed_word_fraction'?",
+        "toxicity.domains: unknown domain 'cod'; did you mean 'code'?",
+        "toxicity: toxicity is not scored; add it under `toxicity` in project.yaml",
+        "unknown key 'mixture.lenght'",
+        "unknown key 'selecton'; did you mean 'selection'?",
+        "unknown plugin in objectives 'causl'; did you mean 'causal'?",
+        "unknown plugin in optimizers 'adam'; did you mean 'adamw'?",
+        "unknown plugin in schedules 'linnear'; did you mean 'linear'?",
+        "unknown plugin in set_functions 'facility_locatio'; did you mean 'facility_location'?",
+    ]
+    assert len(found) == len(starts), found
+    for line, start in zip(found, starts, strict=True):
+        assert line.startswith(start), (line, start)
+
+
+def test_problems_of_all_files_are_listed(tmp_path: Path, project: Project) -> None:
+    directory = tmp_path / "recipes"
+    directory.mkdir()
+    with pytest.raises(GristmillError, match=r"no recipe in .*; a recipe is a file recipes/NAME.yaml"):
+        read_recipes(directory, project)
+    write(directory, RECIPE, "good.yaml")
+    assert list(read_recipes(directory, project)) == ["good"]
+    write(directory, with_values(RECIPE, extra=1), "one.yaml")
+    write(directory, with_values(RECIPE, description=None), "two.yaml")
+    with pytest.raises(GristmillError) as caught:
+        read_recipes(directory, project)
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["one.yaml", "two.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"roles": {"general": [], "target": ["code"]}}, "roles.general"),
+        ({"pretraining": []}, "pretraining"),
+        ({"selection": {"budget": {"general": {}, "target": {"fraction": 1, "tokens": 3}}}}, "selection.budget.general"),
+        ({"selection": {"budget": {"general": {"fraction": 2}, "target": {"fraction": 1}}}}, "selection.budget.general.fraction"),
+        ({"model": {"hidden_size": "wide"}}, "model.hidden_size"),
+        ({"quality": {"mode": "inverted"}}, "quality.mode"),
+    ],
+)
+def test_values_out_of_range_are_named(tmp_path: Path, project: Project, values: dict, expected: str) -> None:
+    assert any(line.startswith(f"{expected}: ") for line in problems(tmp_path, project, **values))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, True, "many"])
+def test_a_threshold_is_a_finite_number(tmp_path: Path, project: Project, value: object) -> None:
+    found = problems(tmp_path, project, quality={"filters": {"gopher_quality": {"num_words": value}}})
+    assert found == [f"quality.filters.gopher_quality.num_words: {value!r} is not a number or off"]
+
+
+def test_probes_with_one_name_are_refused(tmp_path: Path, project: Project) -> None:
+    mixture = yaml.safe_load(RECIPE)["mixture"] | {"ratios": [0.2, 0.2]}
+    assert problems(tmp_path, project, mixture=mixture) == [f"mixture: probe r0.20-s{seed} is asked for twice" for seed in (0, 7)]
+
+
+def test_every_problem_of_the_project_file_is_listed_at_once(tmp_path: Path) -> None:
+    text = PROJECT.replace("gopher_quality: off", "gopher_quality: {num_word: 3}").replace("source: parquet", "source: parqet")
+    text = text.replace("html: extract", "htm: extract").replace("encoding: {}", "encodin: {}") + "embedder: static_word\n"
+    with pytest.raises(GristmillError) as caught:
+        read_project(write(tmp_path, text, "project.yaml"))
+    message = str(caught.value)
+    for line in (
+        "project.yaml: domains.code.quality.gopher_quality: unknown rule 'num_word'; did you mean 'num_words'?",
+        "project.yaml: domains.wiki: unknown plugin in sources 'parqet'; did you mean 'parquet'?",
+        "project.yaml: quality: unknown filter 'encodin'; did you mean 'encoding'?",
+        "project.yaml: unknown plugin in embedders 'static_word'; did you mean 'static_words'?",
+        "project.yaml: cleaning of book: unknown key 'htm'; did you mean 'html'?",
+    ):
+        assert line in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "bad.yaml is not YAML"),
+        ("- a\n- b\n", "bad.yaml holds no mapping of keys to values"),
+        ("", "bad.yaml holds no mapping of keys to values"),
+        ("a: !!python/object:os.system {}", "bad.yaml is not YAML"),
+    ],
+)
+def test_what_is_no_settings_file_is_named(tmp_path: Path, project: Project, text: str, message: str) -> None:
+    for read in (lambda path: read_recipe(path, project), read_project):
+        with pytest.raises(GristmillError, match=message):
+            read(write(tmp_path, text))
+
+
+def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(GristmillError, match=r"project.yaml does not exist; run from the directory .*GRISTMILL_PROJECT"):
+        read_project(tmp_path / "project.yaml")
+
+
+# Off
+
+
+@pytest.mark.parametrize("off", ["off", '"off"', "false"])
+def test_off_is_understood_in_every_spelling(tmp_path: Path, project: Project, off: str) -> None:
+    text = f"{RECIPE}quality: {{filters: {{encoding: {off}, gopher_quality: {{num_words: {off}}}}}}}\n"
+    found = read_recipe(write(tmp_path, text), project).filter_settings(project, "quality").thresholds
+    assert not [rule for rules in found.values() for rule in rules if rule.startswith("encoding.") or rule == "gopher_quality.num_words"]
+    assert "gopher_quality.num_words_max" in found["wiki"]
+
+
+def test_off_is_a_word_where_a_setting_is_one_of_several_words(tmp_path: Path, project: Project) -> None:
+    text = RECIPE.replace("compile: auto", "compile: off") + "quality: {mode: off}\n"
+    found = read_recipe(write(tmp_path, text), project)
+    assert found.filter_settings(project, "quality").mode == "off"
+    assert found.pretraining_settings().compile is False
+    assert read_recipe(write(tmp_path, RECIPE.replace("compile: auto", "compile: on")), project).general_settings().compile is True
+
+
+def test_a_date_is_text(tmp_path: Path, project: Project) -> None:
+    assert read_recipe(write(tmp_path, RECIPE.replace('"2026-01-01"', "2026-01-01")), project).snapshots == ("2026-01-01",)
+
+
+# Layers
+
+
+def test_thresholds_lie_over_each_other(tmp_path: Path, project: Project) -> None:
+    filters = {"gopher_quality": {"num_words_max": 500}}
+    found = recipe(tmp_path, project, quality={"filters": filters, "domains": {"wiki": {"gopher_quality": {"num_words_max": 600}}}})
+    thresholds = found.filter_settings(project, "quality").thresholds
+
+    def value(domain: str, rule: str) -> float | None:
+        return thresholds[domain][rule].value if rule in thresholds[domain] else None
+
+    assert [value(d, "gopher_quality.num_words") for d in ("book", "wiki")] == [30, 40]  # project < domain
+    assert [value(d, "gopher_quality.num_words_max") for d in ("book", "wiki")] == [500, 600]  # recipe < recipe's domain
+    assert value("wiki", "gopher_quality.num_stop_words") is None  # off in the project
+    assert value("wiki", "gopher_quality.mean_word_length") == default_thresholds("gopher_quality")["gopher_quality.mean_word_length"].value
+    assert [value(d, next(iter(default_thresholds("markup")))) is None for d in ("book", "code")] == [True, False]  # a domain switches on
+    assert value("code", "gopher_quality.num_words_max") == 500  # a later layer that gives values switches on again
+    assert found.filter_settings(project, "toxicity").thresholds["code"] == {}
+
+
+RULES = list(default_thresholds("gopher_quality"))
+LAYER = st.dictionaries(
+    st.just("gopher_quality"),
+    st.sampled_from(["off", False, None, True])
+    | st.dictionaries(st.sampled_from([r.partition(".")[2] for r in RULES]), st.integers(0, 99) | st.just("off"), max_size=3),
+)
+
+
+@given(st.lists(LAYER, max_size=4))
+def test_the_last_layer_that_speaks_decides(layers: list[dict]) -> None:
+    found = resolve_thresholds(layers)
+    spoken = [layer["gopher_quality"] for layer in layers if "gopher_quality" in layer]
+    if not spoken or spoken[-1] in ("off", False):
+        assert found == {}
+        return
+    expected = {rule: threshold.value for rule, threshold in default_thresholds("gopher_quality").items()}
+    for layer in spoken:
+        expected |= {f"gopher_quality.{key}": value for key, value in (layer.items() if isinstance(layer, dict) else ())}
+    assert {rule: threshold.value for rule, threshold in found.items()} == {r: v for r, v in expected.items() if v != "off"}
+    assert list(found) == [rule for rule in RULES if rule in found]  # in the filter's order
+
+
+def test_filters_stand_in_the_order_of_the_project_file(project: Project, tmp_path: Path) -> None:
+    filters = {"encoding": {}, "gopher_quality": {"num_words": 1}}
+    thresholds = recipe(tmp_path, project, quality={"filters": filters}).filter_settings(project, "quality").thresholds["wiki"]
+    assert list(dict.fromkeys(rule.partition(".")[0] for rule in thresholds)) == ["gopher_quality", "encoding"]
+
+
+def test_scored_are_the_filters_that_any_domain_uses(project: Project) -> None:
+    assert project.scored("quality") == ("gopher_quality", "encoding", "markup")
+    assert project.scored("toxicity") == ("toxic_words",)
+    assert [item.settings for item in project.score_settings("quality")] == [{}, {}, {}]  # thresholds are the recipes'
+
+
+# Settings that come out
+
+
+def test_probes_are_named_by_ratio_and_seed(tmp_path: Path, project: Project) -> None:
+    found = recipe(tmp_path, project)
+    assert found.probes == ("r0.20-s0", "r0.20-s7", "r0.50-s0", "r0.50-s7")
+    settings = [found.probe_settings(probe) for probe in found.probes]
+    assert [(one.ratio, one.seed) for one in settings] == [(0.2, 0), (0.2, 7), (0.5, 0), (0.5, 7)]
+    assert {one.threads for one in settings} == {1} and found.general_settings().threads == 2
+    with pytest.raises(UnknownName, match=r"unknown probe 'r0.20-s1'; did you mean 'r0.20-s"):
+        found.probe_settings("r0.20-s1")
+
+
+@given(
+    st.lists(st.integers(0, 100), min_size=1, max_size=4, unique=True),
+    st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True),
+)
+def test_a_probe_is_what_its_name_says(percents: list[int], seeds: list[int]) -> None:
+    values = yaml.safe_load(RECIPE)
+    found = Recipe.model_validate(values | {"mixture": values["mixture"] | {"ratios": [p / 100 for p in percents], "seeds": seeds}})
+    settings = [found.probe_settings(probe) for probe in found.probes]
+    assert [(s.ratio, s.seed) for s in settings] == [(p / 100, seed) for p in percents for seed in seeds]
+
+
+def test_settings_of_the_steps(tmp_path: Path, project: Project) -> None:
+    found = recipe(tmp_path, project)
+    assert found.domains == ("book", "code", "wiki", "wikitext")
+    assert found.selection_settings().roles == {"wiki": "general", "book": "general", "code": "target"}
+    assert found.mixture_settings().tokens == 50_000
+    assert found.evaluation_settings().roles["wikitext"] == "evaluation"
+    assert (found.general_settings().model, found.pretraining_settings().model) == (found.model, None)
+    assert found.general_settings().sequence_length == 64
+    assert project.held_out == {"book": 0.1, "code": 0.1, "wiki": 0.2, "wikitext": 0.1}
+    assert project.cluster_settings(["b|2026-01-01", "a|2026-01-01"]).order == ("b|2026-01-01", "a|2026-01-01")
+
+
+def test_a_domain_with_its_own_source_does_not_inherit_settings(project: Project) -> None:
+    assert project.source_of("book") == ("text", {"paths": ["book.txt"]})
+    assert project.source_of("wiki") == ("parquet", {"paths": ["all.parquet"], "where": {"domain": "{domain}"}})
+    with pytest.raises(UnknownName, match="unknown domain 'wikki'; did you mean 'wiki'"):
+        project.source_of("wikki")

@@ -1,0 +1,124 @@
+"""A killed run resumes to the same bytes, and a checkpoint stands alone: processes of their own, as a user has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_world import BATCH, SEQUENCE_LENGTH, World, build_world, mixture_of
+
+from pipelines.manifests import Manifest
+from pipelines.objectives.causal import Causal
+from pipelines.store import Build, Store
+from pipelines.tokenization import load_tokenizer
+
+ROOT = Path(__file__).parents[1]
+STEP = BATCH * SEQUENCE_LENGTH
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(Store(tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture(scope="module")
+def base(world: World) -> Manifest:
+    return world.store.build(world.general()).manifest
+
+
+CHILD = "import pickle, sys; request, store = pickle.load(open(sys.argv[1], 'rb')); print(store.build(request).manifest.content_sha256)"
+
+
+def start(request: Build, store: Store, place: Path) -> subprocess.Popen[str]:
+    """Build `request` in a process of its own."""
+    place.write_bytes(pickle.dumps((request, store)))
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(place)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill_after(child: subprocess.Popen[str], resume: Path, step: int) -> None:
+    """Kill `child` with SIGKILL once a resume point at or beyond `step` is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(int(path.name.partition("-")[2]) >= step for path in resume.glob("step-*")):
+            os.kill(child.pid, signal.SIGKILL)
+            child.communicate()
+            assert child.returncode == -signal.SIGKILL
+            return
+        if child.poll() is not None:
+            raise AssertionError(f"ended before it could be killed: {child.communicate()[1]}")
+        time.sleep(0.002)
+    raise AssertionError("no resume point within 120 s")
+
+
+@pytest.mark.slow
+def test_killed_runs_resume_to_the_same_bytes(world: World, base: Manifest, tmp_path: Path) -> None:
+    """Two kills, the newest resume point damaged after the second, and yet the artifact of an uninterrupted run."""
+    mixture = mixture_of(world, {"wiki": 0.4, "book": 0.2, "legal": 0.4})
+    changes = {"phases": ({"tokens": 80 * STEP, "learning_rate": 2e-3, "schedule": "cosine"},), "checkpoint_seconds": 0.0}
+    request = world.mixture(base, mixture, **changes)
+    whole = Store(tmp_path / "whole").build(world.mixture(base, mixture, **{**changes, "checkpoint_seconds": 1e9})).manifest
+    assert request.fingerprint() == whole.fingerprint
+    store = Store(tmp_path / "killed")
+    resume = store.root / "staging" / f"pretrained_checkpoint-{request.fingerprint()}" / "resume"
+    kill_after(start(request, store, tmp_path / "request"), resume, 23)
+    kill_after(start(request, store, tmp_path / "request"), resume, 55)
+    newest = max(path for path in resume.glob("step-*"))
+    weights = newest / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    child = start(request, store, tmp_path / "request")
+    output, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+    assert f"{newest.name} passed over: model.safetensors differs" in errors
+    resumed = store.current("pretrained_checkpoint")
+    assert resumed.file("metrics.jsonl").read_text() == whole.file("metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in resumed.file("metrics.jsonl").read_text().splitlines()] == list(range(10, 81, 10))
+    assert output.strip() == resumed.content_sha256 == whole.content_sha256
+    assert not store.verify(resumed) and not (resumed.directory / "resume").exists()
+
+
+ALONE = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("pipelines") is None, sys.path
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+ids = tokenizer(sys.argv[2], return_tensors="pt")["input_ids"][:, :32]
+with torch.no_grad():
+    loss = model(input_ids=ids, labels=ids).loss.item()
+made = model.generate(ids[:, :8], max_new_tokens=12, do_sample=False)
+print(json.dumps({"loss": loss, "text": tokenizer.decode(made[0]), "tokens": made.shape[1], "ids": ids[0].tolist()}))
+"""
+
+
+def test_the_checkpoint_needs_nothing_of_this_project(base: Manifest, world: World, tmp_path: Path) -> None:
+    """In a process that cannot import this project: it opens, generates, and gives the loss that is computed here."""
+    from transformers import AutoModelForCausalLM
+
+    text = "The history of the city begins with a small settlement on the river, as the oldest records of the county say."
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, str(base.directory), text], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    model = AutoModelForCausalLM.from_pretrained(base.directory).eval()
+    assert found["ids"] == load_tokenizer(world.tokenizer.directory).encode(text).ids[:32]
+    assert found["loss"] == pytest.approx(Causal().window_losses(model, torch.tensor([found["ids"]])).item(), abs=1e-5)
+    assert found["tokens"] > 8 and found["text"].startswith(text[:5])

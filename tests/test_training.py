@@ -1,0 +1,314 @@
+"""Training: the fused loss against autograd, exact shares, pairing of probes, resume to the same bytes, a checkpoint that stands alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_world import BATCH, MODEL, SEQUENCE_LENGTH, World, build_world, mixture_of, publish, run
+
+from pipelines import training
+from pipelines.errors import EmptyInput, GristmillError
+from pipelines.manifests import Manifest, Member
+from pipelines.objectives.causal import POSITIONS_PER_CHUNK, Causal, linear_cross_entropy
+from pipelines.store import Store
+from pipelines.training import assign_sequences, mixed_shares, role_shares
+
+STEP = BATCH * SEQUENCE_LENGTH
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(Store(tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture(scope="module")
+def base(world: World) -> Manifest:
+    return world.store.build(world.general()).manifest
+
+
+@pytest.fixture(scope="module")
+def probes(world: World, base: Manifest) -> dict[float, Manifest]:
+    return {ratio: world.store.build(world.probe(base, ratio)).manifest for ratio in (0.0, 0.25, 0.75)}
+
+
+def records(manifest: Manifest) -> list[dict[str, float]]:
+    return [json.loads(line) for line in manifest.file("metrics.jsonl").read_text().splitlines()]
+
+
+# The loss
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    positions=st.sampled_from([1, 2, 7, POSITIONS_PER_CHUNK - 1, POSITIONS_PER_CHUNK, POSITIONS_PER_CHUNK + 1, 2500]),
+    hidden=st.integers(1, 12),
+    vocabulary=st.integers(2, 60),
+    scale=st.sampled_from([0.01, 1.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+def test_fused_loss_and_gradients_are_autograds(positions: int, hidden: int, vocabulary: int, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((positions, hidden), (vocabulary, hidden))]
+    targets = torch.randint(vocabulary, (positions,), generator=generator)
+    found = []
+    for loss in (linear_cross_entropy, lambda h, w, t: torch.nn.functional.cross_entropy(h @ w.T, t)):
+        hidden_ND, head_VD = (tensor.clone().requires_grad_() for tensor in tensors)
+        value = loss(hidden_ND * scale, head_VD, targets)
+        (value * 3.0).backward()
+        found.append((value.detach(), hidden_ND.grad, head_VD.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_objective_is_transformers_own_loss(base: Manifest) -> None:
+    """Loss, its gradient in every weight (tied embedding included) and the losses per window."""
+    model, twin = opened(base), opened(base)
+    windows = torch.randint(512, (3, SEQUENCE_LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    loss = Causal().loss(model, windows)
+    loss.backward()
+    logits = twin(windows[:, :-1]).logits
+    per_token = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="none").view(3, -1)
+    per_token.mean().backward()
+    torch.testing.assert_close(loss, per_token.mean(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(twin(input_ids=windows, labels=windows).loss, per_token.mean(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Causal().window_losses(model, windows), per_token.mean(dim=1).detach(), rtol=1e-5, atol=1e-6)
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_later_token_does_not_change_earlier_losses(base: Manifest) -> None:
+    model = opened(base)
+    one = torch.randint(512, (1, SEQUENCE_LENGTH), generator=torch.Generator().manual_seed(1))
+    for place in (5, 17, SEQUENCE_LENGTH - 1):
+        other = one.clone()
+        other[0, place] = (other[0, place] + 1) % 512
+        with torch.no_grad():
+            before, after = model(one).logits[0], model(other).logits[0]
+        torch.testing.assert_close(before[:place], after[:place], rtol=0, atol=1e-6)
+        assert not torch.allclose(before[place], after[place], atol=1e-4)
+
+
+def opened(manifest: Manifest):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(manifest.directory, local_files_only=True).eval()
+
+
+# Shares
+
+
+def shares_of(weights: list[float]) -> dict[str, float]:
+    return {f"d{number:02d}": weight / sum(weights) for number, weight in enumerate(weights)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(weights=st.lists(st.floats(1e-4, 1.0) | st.sampled_from([0.5, 1.0]), min_size=1, max_size=20), count=st.integers(0, 400))
+def test_every_prefix_is_within_one_sequence_of_its_shares(weights: list[float], count: int) -> None:
+    shares = shares_of(weights)
+    chosen = assign_sequences(shares, count)
+    given = np.cumsum(np.eye(len(shares), dtype=np.int64)[chosen], axis=0)
+    exact = np.arange(1, count + 1)[:, None] * np.asarray(list(shares.values()))
+    assert count == 0 or np.abs(given - exact).max() < 1.0
+    assert assign_sequences(shares, count // 2).tolist() == chosen[: count // 2].tolist()
+
+
+def test_the_greedy_rule_breaks_where_this_one_holds() -> None:
+    """Shares at which always taking the domain furthest behind strays by 1.10 sequences."""
+    shares = shares_of([1e-4, 1e-4, 0.009, 0.0078, 0.0523, 0.0003, 0.0019, 0.002, 0.2626, 0.2626, 0.0001, 0.2047, 0.1968])
+    given = np.cumsum(np.eye(13)[assign_sequences(shares, 3000)], axis=0)
+    assert np.abs(given - np.arange(1, 3001)[:, None] * np.asarray(list(shares.values()))).max() <= 1 - 1 / 24 + 1e-6
+
+
+def test_assignment_by_hand() -> None:
+    assert assign_sequences({"a": 0.5, "b": 0.5}, 4).tolist() in ([0, 1, 0, 1], [0, 1, 1, 0])
+    assert np.bincount(assign_sequences({"a": 0.25, "b": 0.75}, 1000)).tolist() == [250, 750]
+    assert assign_sequences({"a": 0.0, "b": 1.0}, 5).tolist() == [1] * 5
+    assert assign_sequences({"only": 1.0}, 3).tolist() == [0, 0, 0]
+
+
+@given(
+    ratio=st.floats(0, 1),
+    general=st.lists(st.floats(0.01, 1), min_size=1, max_size=4),
+    target=st.lists(st.floats(0.01, 1), min_size=1, max_size=3),
+)
+def test_mixed_shares_sum_to_one_and_keep_proportions(ratio: float, general: list[float], target: list[float]) -> None:
+    roles = {
+        "general": {f"g{n}": w / sum(general) for n, w in enumerate(general)},
+        "target": {f"t{n}": w / sum(target) for n, w in enumerate(target)},
+    }
+    shares = mixed_shares(roles, ratio)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert sum(share for domain, share in shares.items() if domain[0] == "t") == pytest.approx(ratio, abs=1e-12)
+    for name, inside in roles["general"].items():
+        assert shares.get(name, 0.0) == pytest.approx((1 - ratio) * inside)
+    assert list(shares) == sorted(shares)
+
+
+def test_mixed_shares_need_the_roles_they_read() -> None:
+    assert mixed_shares({"general": {"wiki": 1.0}}, 0.0) == {"wiki": 1.0}
+    with pytest.raises(EmptyInput, match="no target passage"):
+        mixed_shares({"general": {"wiki": 1.0}}, 0.3)
+
+
+def test_role_shares_count_selected_tokens(world: World) -> None:
+    rows = pq.read_table(world.selection[0].path).to_pylist()
+    tokens = {domain: sum(row["tokens"] for row in rows if row["domain"] == domain) for domain in ("wiki", "book")}
+    found = role_shares(world.selection)
+    assert found["general"]["wiki"] == pytest.approx(tokens["wiki"] / sum(tokens.values())) and found["target"] == {"legal": 1.0}
+
+
+# The loop
+
+
+def test_a_tiny_model_learns(base: Manifest) -> None:
+    losses = [record["loss"] for record in records(base)]
+    assert losses[-1] < losses[0] - 0.5
+    assert all(check.passed for check in base.checks)
+    assert base.counts["steps"] == 60 and base.counts["tokens"] == 60 * STEP
+
+
+def test_a_handful_of_sequences_is_learnt_by_heart(world: World) -> None:
+    """Overfit: a few passages, many epochs, a loss far below what any other text would give."""
+    rows = [row for row in pq.read_table(world.selection[0].path).to_pylist() if row["domain"] == "wiki"]
+    subset = publish(world.store, "selected_subset", {"general.parquet": rows[:1]})
+    request = world.general(training.GeneralSettings(model=MODEL, **run(tokens=150 * STEP, learning_rate=1e-2)))
+    few = replace(request, inputs={**request.inputs, "selection": (Member(manifest=subset, name="general.parquet"),)})
+    manifest = world.store.build(few).manifest
+    assert records(manifest)[-1]["loss"] < 0.5
+    assert manifest.outcome.tables["domains"][0]["epochs"] > 20
+
+
+def test_rates_follow_the_schedule_over_phases(world: World) -> None:
+    phases = (
+        {"tokens": 20 * STEP, "learning_rate": 2e-3, "schedule": "constant", "schedule_settings": {"warmup_fraction": 0.5}},
+        {"tokens": 20 * STEP, "learning_rate": 1e-3, "schedule": "linear", "schedule_settings": {"floor": 0.0}},
+    )
+    manifest = world.store.build(world.general(training.GeneralSettings(model=MODEL, **{**run(), "phases": phases}))).manifest
+    rates = {record["step"]: record["learning_rate"] for record in records(manifest)}
+    assert rates == pytest.approx({10: 2e-3 * 10 / 11, 20: 2e-3, 30: 1e-3 * (1 - 9 / 20), 40: 1e-3 * (1 - 19 / 20)})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(world: World) -> None:
+    request = world.general(training.GeneralSettings(model=MODEL, **run(learning_rate=1e30)))
+    with pytest.raises(GristmillError, match=r"loss is nan at step \d+; lower learning_rate \(1e\+30\)"):
+        world.store.build(request)
+    assert not world.store.find("general_checkpoint", request.fingerprint())
+
+
+def test_no_model_and_no_base_is_an_error(world: World) -> None:
+    with pytest.raises(GristmillError, match="`model` settings"):
+        world.store.build(world.general(training.GeneralSettings(model=None, **run())))
+
+
+def test_too_little_text_names_the_domain(world: World) -> None:
+    settings = training.GeneralSettings(
+        model=MODEL, **{**run(tokens=10 * 200_000, learning_rate=1e-3), "sequence_length": 200_000, "batch_sequences": 1}
+    )
+    with pytest.raises(EmptyInput, match="book: .* do not fill one window of 200000"):
+        world.store.build(world.general(settings))
+
+
+def test_a_selection_without_the_wanted_domain_is_an_error(world: World, base: Manifest) -> None:
+    mixture = mixture_of(world, {"legal": 0.5, "patents": 0.5})
+    with pytest.raises(EmptyInput, match="no selected passage of patents"):
+        world.store.build(world.mixture(base, mixture))
+
+
+def test_seed_changes_the_weights_and_the_time_between_resume_points_does_not(world: World, tmp_path: Path) -> None:
+    short = run(tokens=12 * STEP)
+    hashes = []
+    for number, changes in enumerate(({}, {"checkpoint_seconds": 0.0}, {"seed": 1})):
+        request = world.general(training.GeneralSettings(model=MODEL, **{**short, **changes}))
+        hashes.append(Store(tmp_path / str(number)).build(request).manifest.content_sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_training_leaves_the_arithmetic_of_the_process_alone(base: Manifest) -> None:
+    """Denormals are flushed while a model runs, not after: the smallest of them is still a number."""
+    assert base.counts["steps"] and np.float64(2.0**-1070) * 0.5 > 0
+
+
+# Probes
+
+
+def losses(manifest: Manifest) -> dict[tuple[int, str], np.ndarray]:
+    """Return the window losses by (tokens, corpus)."""
+    found: dict[tuple[int, str], list[float]] = {}
+    for row in pq.read_table(manifest.file("losses.parquet")).sort_by("window").to_pylist():
+        found.setdefault((row["tokens"], row["corpus"]), []).append(row["loss"])
+    return {key: np.asarray(values) for key, values in found.items()}
+
+
+def test_probes_start_from_the_same_losses(probes: dict[float, Manifest]) -> None:
+    """Paired: same base, same windows, so the same losses before the first step; other losses after the last."""
+    for corpus, windows in (("general", 24), ("target", 12)):
+        first = [losses(probe)[0, corpus] for probe in probes.values()]
+        last = [losses(probe)[20 * STEP, corpus] for probe in probes.values()]
+        assert all(len(found) == windows and np.array_equal(found, first[0]) for found in first)
+        assert not np.array_equal(last[0], last[1])
+    assert {tokens for tokens, _ in losses(probes[0.25])} == {0, 5 * STEP, 10 * STEP, 20 * STEP}
+
+
+def test_more_target_text_teaches_more_of_the_target(probes: dict[float, Manifest]) -> None:
+    change = {ratio: losses(probe)[20 * STEP, "target"].mean() - losses(probe)[0, "target"].mean() for ratio, probe in probes.items()}
+    assert change[0.75] < change[0.25] < change[0.0]
+
+
+def test_probes_read_each_domain_in_the_same_order(world: World, base: Manifest) -> None:
+    """The n-th window of a domain is the same at every ratio; only how many are read differs."""
+    read: dict[float, dict[str, list[bytes]]] = {}
+    for ratio in (0.25, 0.75):
+        request = world.probe(base, ratio)
+        state = training._Run(
+            request.settings, mixed_shares(role_shares(world.selection), ratio), world.selection, world.shards, world.tokenizer, base
+        )
+        mine = read.setdefault(ratio, {domain: [] for domain in state.domains})
+        for step in range(state.num_steps):
+            for row, domain in zip(state.batch(step), state.assignment[step * BATCH :], strict=False):
+                mine[state.domains[domain]].append(row.numpy().tobytes())
+        assert len(mine["legal"]) == pytest.approx(ratio * 80, abs=1)
+    for domain in ("wiki", "book", "legal"):
+        one, other = read[0.25][domain], read[0.75][domain]
+        shorter = min(len(one), len(other))
+        assert shorter > 3 and one[:shorter] == other[:shorter]
+
+
+def test_a_probe_agrees_with_its_windows(world: World, base: Manifest, probes: dict[float, Manifest]) -> None:
+    """The loss before the first step is the base's, window by window, computed by transformers."""
+    request = world.probe(base, 0.25)
+    end = training._Run(request.settings, {"wiki": 1.0}, world.selection, world.shards, world.tokenizer, base).end_of_text
+    windows = training._held_out_windows(request.settings, world.decisions, world.shards, role_shares(world.selection), end)
+    model = opened(base)
+    for corpus, batch in windows.items():
+        ids = torch.from_numpy(batch)
+        with torch.no_grad():
+            expected = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(
+                dim=1
+            )
+        assert losses(probes[0.25])[0, corpus] == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+def test_a_probe_without_held_out_text_names_the_domains(world: World, base: Manifest) -> None:
+    rows = pq.read_table(world.decisions.file("decisions.parquet")).to_pylist()
+    rows = [{**row, "split": "train" if row["domain"] == "legal" else row["split"]} for row in rows]
+    decisions = publish(world.store, "deduplicated_corpus", {"decisions.parquet": rows})
+    request = world.probe(base, 0.5)
+    with pytest.raises(EmptyInput, match="no held-out window of the target domains; raise `held_out` of legal"):
+        world.store.build(replace(request, inputs={**request.inputs, "decisions": decisions}))
+
+
+def test_the_base_optimizer_state_is_carried_over(world: World, base: Manifest) -> None:
+    """After 60 + 20 steps the counts of Adam stand at 80, not at 20."""
+    from safetensors.torch import load_file
+
+    manifest = world.store.build(world.mixture(base, mixture_of(world, {"wiki": 0.5, "legal": 0.5}))).manifest
+    state = load_file(manifest.file("trainer/optimizer.safetensors"))
+    assert {float(value) for key, value in state.items() if key.endswith("/step")} == {80.0}
