@@ -7,7 +7,7 @@ import dagster as dg
 # single_run backfill policies are marked beta; they are what lets one run hold many partitions.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
-from assets_defs import (
+from assets_defs import (  # noqa: E402
     automation,
     corpus,
     deduplication,

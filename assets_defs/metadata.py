@@ -1,7 +1,6 @@
 """What the UI shows of an artifact: counts to be plotted, tables, one inline plot, its path and its MLflow run."""
 
 import base64
-from typing import Any
 
 import dagster as dg
 
@@ -48,7 +47,7 @@ def inline_plot(manifest: Manifest, name: str) -> dg.MetadataValue | None:
     return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{base64.b64encode(content).decode()})")
 
 
-def _cell(value: Json) -> Any:
+def _cell(value: Json) -> bool | int | float | str | None:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 

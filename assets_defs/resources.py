@@ -6,11 +6,12 @@ from pathlib import Path
 
 import dagster as dg
 
+from pipelines.configuration import read_project, read_recipes
 from pipelines.documents import partition_file, split_partition
 from pipelines.engine import Engine
 from pipelines.errors import GristmillError
 from pipelines.manifests import Manifest, Member
-from pipelines.recipes import Project, Recipe, read_project, read_recipes
+from pipelines.recipes import Project, Recipe
 from pipelines.store import Store
 from pipelines.tracking import Tracker
 

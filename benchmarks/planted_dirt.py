@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import cleaning, corpus, deduplication, filtering
+from pipelines.configuration import read_project, read_recipe
 from pipelines.documents import partition_file, read_batches
 from pipelines.engine import Engine, map_shards
 from pipelines.manifests import Manifest, Member
-from pipelines.recipes import Project, Recipe, Stage, read_project, read_recipe
+from pipelines.recipes import Project, Recipe, Stage
 from pipelines.store import Build, Store
 
 MOJIBAKE = re.compile(

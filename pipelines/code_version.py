@@ -16,7 +16,19 @@ from pathlib import Path
 
 INFRASTRUCTURE = frozenset(
     f"pipelines.{name}"
-    for name in ("code_version", "engine", "errors", "files", "manifests", "plugins", "progress", "recipes", "store", "tracking")
+    for name in (
+        "code_version",
+        "configuration",
+        "engine",
+        "errors",
+        "files",
+        "manifests",
+        "plugins",
+        "progress",
+        "recipes",
+        "store",
+        "tracking",
+    )
 )
 """Modules that cannot change an artifact's bytes."""
 

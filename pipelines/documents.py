@@ -24,8 +24,16 @@ QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("locator
 
 REASON = pa.struct([("rule", pa.string()), ("score", pa.float64()), ("threshold", pa.float64())])
 DECISION_SCHEMA = pa.schema(
-    [("id", pa.string()), ("domain", pa.string()), ("snapshot", pa.string()), ("kept", pa.bool_())]
-    + [("rule", pa.string()), ("score", pa.float64()), ("threshold", pa.float64()), ("reasons", pa.list_(REASON))]
+    [
+        ("id", pa.string()),
+        ("domain", pa.string()),
+        ("snapshot", pa.string()),
+        ("kept", pa.bool_()),
+        ("rule", pa.string()),
+        ("score", pa.float64()),
+        ("threshold", pa.float64()),
+        ("reasons", pa.list_(REASON)),
+    ]
 )
 """A decision per document that came in: `rule`, `score` and `threshold` are of the first rule that failed, null for a kept
 document; `reasons` has all that failed."""

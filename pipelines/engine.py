@@ -91,7 +91,7 @@ def die_with_parent() -> None:
 def _attempt(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Result]:
     try:
         return Mapped(item, result=function(item))
-    except Exception as error:  # handed to the caller with its item, who decides
+    except Exception as error:  # noqa: BLE001 - handed to the caller with its item, who decides
         return Mapped(item, error=error)
 
 

@@ -167,11 +167,9 @@ def target_improved(draft: Manifest) -> Check:
     if not rows:
         return Check(name="target_improved", passed=False, description="no target domain was evaluated")
     worst = max(rows, key=lambda row: row["loss_change_high"])
-    return Check(
-        name="target_improved",
-        passed=worst["loss_change_high"] < 0,
-        description=f"{worst['domain']}: {worst['loss_change']:+.3f} nats [{worst['loss_change_low']:+.3f}, {worst['loss_change_high']:+.3f}]",
-    )
+    bounds = f"[{worst['loss_change_low']:+.3f}, {worst['loss_change_high']:+.3f}]"
+    description = f"{worst['domain']}: {worst['loss_change']:+.3f} nats {bounds}"
+    return Check(name="target_improved", passed=worst["loss_change_high"] < 0, description=description)
 
 
 @advisory

@@ -30,7 +30,8 @@ class Progress:
         self._printed = now
         rate = (done - self._first) / max(now - self._started, 1e-9)
         left = (self._total - done) / rate if rate else 0.0
-        line = f"{self._label}: {done / self._total:.0%} ({short(done)} of {short(self._total)} {self._unit}), {short(rate)} {self._unit}/s, {left:.0f}s left"
+        share = f"{done / self._total:.0%} ({short(done)} of {short(self._total)} {self._unit})"
+        line = f"{self._label}: {share}, {short(rate)} {self._unit}/s, {left:.0f}s left"
         print(f"  {line}{'; ' + note if note else ''}", file=sys.stderr, flush=True)
 
 

@@ -6,23 +6,18 @@ what is decided: roles, thresholds, selection, model, mixture, training. Every p
 
 from __future__ import annotations
 
-import copy
-import math
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipelines import plugins
 from pipelines.cleaning import CleaningSettings
 from pipelines.deduplication import ClusterSettings, DeduplicationSettings, SignatureSettings
 from pipelines.embedding import EmbedderSettings, EmbeddingSettings
-from pipelines.errors import GristmillError, UnknownName, suggestion
+from pipelines.errors import UnknownName
 from pipelines.evaluation import EvaluationSettings
 from pipelines.filtering import FilterSettings, ScoreSettings, Threshold, default_thresholds
 from pipelines.manifests import Json
@@ -30,7 +25,8 @@ from pipelines.mixture import MixtureSettings, RatioSettings
 from pipelines.plugins import Settings
 from pipelines.selection import Budget, SelectionSettings
 from pipelines.tokenization import PassageSettings, TokenizerSettings
-from pipelines.training import GeneralSettings, ModelSettings, Phase, ProbeSettings, TrainingSettings
+from pipelines.trainer import ModelSettings, Phase, TrainingSettings
+from pipelines.training import GeneralSettings, ProbeSettings
 
 Role = Literal["general", "target", "evaluation"]
 Stage = Literal["quality", "toxicity"]
@@ -123,14 +119,14 @@ class Project(Settings):
     def scored(self, stage: Stage) -> tuple[str, ...]:
         """Return the filters of `stage` that are scored: those that the project or a domain has switched on."""
         layers = [getattr(self, stage), *(getattr(domain, stage) for domain in self.domains.values())]
-        return tuple(dict.fromkeys(name for layer in layers for name, values in layer.items() if not _is_off(values)))
+        return tuple(dict.fromkeys(name for layer in layers for name, values in layer.items() if not is_off(values)))
 
     def score_settings(self, stage: Stage) -> list[ScoreSettings]:
         """Return the settings of each filter of `stage`, thresholds left out: they belong to the recipes."""
         found = []
         for name in self.scored(stage):
             fields = plugins.load("filters", name).model_fields
-            values = _mapping(getattr(self, stage).get(name))
+            values = mapping(getattr(self, stage).get(name))
             found.append(ScoreSettings(filter=name, settings={k: v for k, v in values.items() if k in fields}))
         return found
 
@@ -216,15 +212,17 @@ class Mixture(Settings):
     """Data-order seeds of the probes."""
     phase: Phase
     """The plan of a probe."""
-    measure_at: tuple[float, ...] = (0.25, 0.5, 1.0)
+    measure_at: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 1.0)
     """Shares of a probe after which it is measured."""
-    windows: dict[Literal["general", "target"], int] = Field(default_factory=lambda: {"general": 640, "target": 240})
+    windows: dict[Literal["general", "target"], Annotated[int, Field(ge=1)]] = Field(
+        default_factory=lambda: {"general": 640, "target": 240}
+    )
     """Held-out windows per corpus."""
     estimate: RatioSettings = RatioSettings()
     """The law, the tolerance and what to do on refusal."""
     use: Literal["estimate", "safe"] = "estimate"
     """`safe` takes the lower end of the interval."""
-    ratio: float | None = None
+    ratio: float | None = Field(default=None, ge=0, le=1)
     """A fixed target share instead of the measured one."""
     max_epochs: float = 4.0
     """A domain read more often is reported."""
@@ -248,7 +246,7 @@ class Recipe(Settings):
     """What the recipe is for, in a sentence."""
     roles: Roles
     """Domains by role."""
-    snapshots: Literal["all"] | tuple[str, ...] = "all"
+    snapshots: Literal["all"] | tuple[Annotated[str, Field(pattern=r"^\d{4}-\d{2}-01$")], ...] = "all"
     """Collection months taken, as ``YYYY-MM-01``."""
     quality: StageSettings = StageSettings()
     """The quality filter."""
@@ -356,207 +354,27 @@ def resolve_thresholds(layers: Iterable[Filters]) -> dict[str, Threshold]:
     off: set[str] = set()
     for layer in layers:
         for name, values in layer.items():
-            if _is_off(values):
+            if is_off(values):
                 off.add(name)
                 continue
             off.discard(name)
-            filters[name] = {**filters.get(name, {}), **_mapping(values)}
+            filters[name] = {**filters.get(name, {}), **mapping(values)}
     found: dict[str, Threshold] = {}
     for name in filters:
         if name in off:
             continue
         for rule, threshold in default_thresholds(name).items():
             value = filters[name].get(rule.partition(".")[2], threshold.value)
-            if not _is_off(value):
+            if not is_off(value):
                 found[rule] = threshold.model_copy(update={"value": float(value)})
     return found
 
 
-def read_project(path: Path) -> Project:
-    """Read and check the project file.
-
-    Raises:
-        GristmillError: one line per problem.
-    """
-    project = plugins.validate(Project, _read_yaml(path), where=path.name)
-    problems = []
-    for stage in ("quality", "toxicity"):
-        problems += _filter_problems(f"{path.name}: {stage}", getattr(project, stage), fields=True)
-        for name, domain in project.domains.items():
-            problems += _filter_problems(f"{path.name}: domains.{name}.{stage}", getattr(domain, stage), fields=False)
-    problems += _plugin_problems(path.name, [("embedders", project.embedder, project.embedder_settings)])
-    for name in project.domains:
-        problems += _attempt(lambda name=name: project.cleaning_of(name))
-        problems += _plugin_problems(f"{path.name}: domains.{name}", [("sources", *project.source_of(name))])
-    problems += _attempt(lambda: project.cluster_settings(()))
-    _raise(problems)
-    return project
-
-
-def read_recipe(path: Path, project: Project) -> Recipe:
-    """Read one recipe file and check it against `project`.
-
-    Raises:
-        GristmillError: one line per problem.
-    """
-    where = path.name
-    recipe, problems = _read_recipe_settings(path)
-    for domain in recipe.domains:
-        if domain not in project.domains:
-            problems.append(f"{where}: roles: unknown domain {domain!r}{suggestion(domain, project.domains)}")
-    names = [domain for role in ("general", "target", "evaluation") for domain in getattr(recipe.roles, role)]
-    problems += [f"{where}: roles: {name} has two roles; give it one" for name in sorted({n for n in names if names.count(n) > 1})]
-    for stage in ("quality", "toxicity"):
-        mine: StageSettings = getattr(recipe, stage)
-        problems += _filter_problems(f"{where}: {stage}.filters", mine.filters, fields=False)
-        unscored = sorted(
-            {n for layer in (mine.filters, *mine.domains.values()) for n in layer}
-            & set(plugins.names("filters")) - set(project.scored(stage))
-        )
-        problems += [f"{where}: {stage}: {name} is not scored; add it under `{stage}` in project.yaml" for name in unscored]
-        for domain, filters in mine.domains.items():
-            if domain not in recipe.domains:
-                problems.append(f"{where}: {stage}.domains: unknown domain {domain!r}{suggestion(domain, recipe.domains)}")
-            problems += _filter_problems(f"{where}: {stage}.domains.{domain}", filters, fields=False)
-    phases = (recipe.general, recipe.mixture.phase, *recipe.pretraining)
-    wanted = [("set_functions", recipe.selection.function, recipe.selection.settings)]
-    wanted += [("optimizers", recipe.training.optimizer, recipe.training.optimizer_settings)]
-    wanted += [("objectives", phase.objective, {}) for phase in phases]
-    wanted += [("schedules", phase.schedule, phase.schedule_settings) for phase in phases]
-    wanted += [("mixing_laws", name, {}) for name in (recipe.mixture.estimate.law, recipe.mixture.estimate.cross_check)]
-    wanted += [("evaluators", recipe.evaluation.evaluator, recipe.evaluation.evaluator_settings)]
-    problems += _plugin_problems(where, wanted)
-    problems += [f"{where}: mixture.ratios: {r} is not in [0, 1]" for r in recipe.mixture.ratios if not 0 <= r <= 1]
-    problems += [
-        f"{where}: mixture.ratios: {r} has more than the two decimals that name a probe" for r in recipe.mixture.ratios if round(r, 2) != r
-    ]
-    problems += [f"{where}: mixture: probe {p} is asked for twice" for p in recipe.probes if recipe.probes.count(p) > 1]
-    problems += [
-        f"{where}: selection.budget: no budget for role {role!r}" for role in ("general", "target") if role not in recipe.selection.budget
-    ]
-    _raise(list(dict.fromkeys(problems)))
-    return recipe
-
-
-def _read_recipe_settings(path: Path) -> tuple[Recipe, list[str]]:
-    """Return the recipe in `path` without the keys that are wrong in it, and a line for each of them.
-
-    Raises:
-        GristmillError: one line per problem, where nothing can be read without these keys.
-    """
-    values = _read_yaml(path)
-    try:
-        return Recipe.model_validate(values), []
-    except ValidationError as error:
-        problems = plugins.problems(error, Recipe, where=path.name)
-        values = copy.deepcopy(values)
-        for item in error.errors():
-            _remove(values, item["loc"])
-    try:
-        return Recipe.model_validate(values), problems
-    except ValidationError:
-        raise GristmillError("\n".join(problems)) from None
-
-
-def _remove(values: Json, location: tuple[int | str, ...]) -> None:
-    """Take the key at `location` out of `values`, where there is such a key."""
-    for part in location[:-1]:
-        values = values[part] if isinstance(values, dict) and part in values else None
-    if isinstance(values, dict):
-        values.pop(location[-1], None)
-
-
-def read_recipes(directory: Path, project: Project) -> dict[str, Recipe]:
-    """Read every ``*.yaml`` in `directory`; the file's name is the recipe's.
-
-    Raises:
-        GristmillError: the problems of all files, one line each.
-    """
-    recipes, problems = {}, []
-    for path in sorted(directory.glob("*.yaml")):
-        try:
-            recipes[path.stem] = read_recipe(path, project)
-        except GristmillError as error:
-            problems.append(str(error))
-    _raise(problems)
-    if not recipes:
-        raise GristmillError(f"no recipe in {directory}; a recipe is a file recipes/NAME.yaml")
-    return recipes
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the booleans of YAML 1.2, where ``off`` is a word, and with dates as text."""
-
-
-_BOOL, _TIMESTAMP = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _TIMESTAMP)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-
-
-def _read_yaml(path: Path) -> Mapping[str, Json]:
-    if not path.exists():
-        raise GristmillError(f"{path} does not exist; run from the directory that holds project.yaml, or set GRISTMILL_PROJECT")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GristmillError(f"{path.name} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise GristmillError(f"{path.name} holds no mapping of keys to values")
-    return content
-
-
-def _is_off(value: object) -> bool:
+def is_off(value: object) -> bool:
+    """Return whether `value` switches a filter or a rule off."""
     return value is False or value == "off"
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _mapping(values: object) -> dict[str, Json]:
+def mapping(values: object) -> dict[str, Json]:
+    """Return `values` where they are a mapping, else an empty one."""
     return dict(values) if isinstance(values, Mapping) else {}
-
-
-def _filter_problems(where: str, filters: Filters, *, fields: bool) -> list[str]:
-    """Return what is wrong with `filters`; `fields` says whether a filter's own settings may stand beside thresholds."""
-    problems = []
-    for name, values in filters.items():
-        if name not in plugins.names("filters"):
-            problems.append(f"{where}: unknown filter {name!r}{suggestion(name, plugins.names('filters'))}")
-            continue
-        plugin = plugins.load("filters", name)
-        rules = {rule.partition(".")[2] for rule in default_thresholds(name)}
-        known = rules | set(plugin.model_fields) if fields else rules
-        for key, value in _mapping(values).items():
-            if key not in known:
-                problems.append(f"{where}.{name}: unknown rule {key!r}{suggestion(key, known)}")
-            elif key in rules and not _is_off(value) and not _is_number(value):
-                problems.append(f"{where}.{name}.{key}: {value!r} is not a number or off")
-        if fields:
-            own = {k: v for k, v in _mapping(values).items() if k in plugin.model_fields}
-            problems += _attempt(lambda plugin=plugin, own=own, name=name: plugins.validate(plugin, own, where=f"{where}.{name}"))
-    return problems
-
-
-def _plugin_problems(where: str, wanted: Iterable[tuple[str, str, Mapping[str, Json]]]) -> list[str]:
-    return [
-        f"{where}: {line}"
-        for kind, name, settings in wanted
-        for line in _attempt(lambda k=kind, n=name, s=settings: plugins.build(k, n, s))
-    ]
-
-
-def _attempt(check: object) -> list[str]:
-    try:
-        check()  # type: ignore[operator]
-    except GristmillError as error:
-        return str(error).splitlines()
-    return []
-
-
-def _raise(problems: list[str]) -> None:
-    if problems:
-        raise GristmillError("\n".join(problems))

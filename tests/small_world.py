@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import corpus
 
-from pipelines import training
+from pipelines import trainer, training
 from pipelines.manifests import Json, Manifest, Member, Outcome
 from pipelines.plugins import Settings
 from pipelines.store import Build, Store
@@ -22,7 +22,7 @@ SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "corpus.parquet"
 ROLES = {"wiki": "general", "book": "general", "legal": "target"}
 SEQUENCE_LENGTH = 32
 BATCH = 4
-MODEL = training.ModelSettings(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
+MODEL = trainer.ModelSettings(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
 
 
 class FilesSettings(Settings):
@@ -96,7 +96,7 @@ class World:
 
     def mixture(self, base: Manifest, mixture: Manifest, **changes: object) -> Build:
         """Return the request for the pretrained checkpoint."""
-        settings = training.TrainingSettings(**{**run(tokens=20 * BATCH * SEQUENCE_LENGTH), **changes})
+        settings = trainer.TrainingSettings(**{**run(tokens=20 * BATCH * SEQUENCE_LENGTH), **changes})
         return replace(
             self.general(),
             asset="pretrained_checkpoint",
@@ -147,14 +147,18 @@ def shard(cleaned: Manifest, tokenizer: Manifest, *, max_characters: int = 400, 
     )
 
 
+class MixtureShares(Settings):
+    """The shares of a mixture that a test publishes."""
+
+    shares: dict[str, float]
+
+
 def mixture_of(world: World, shares: Mapping[str, float]) -> Manifest:
     """Publish a domain mixture of `shares`."""
-    return world.store.build(
-        Build(asset="domain_mixture", step=write_mixture, settings=training.MixtureShares(shares=dict(shares)))
-    ).manifest
+    return world.store.build(Build(asset="domain_mixture", step=write_mixture, settings=MixtureShares(shares=dict(shares)))).manifest
 
 
-def write_mixture(settings: training.MixtureShares, out: Path) -> Outcome:
+def write_mixture(settings: MixtureShares, out: Path) -> Outcome:
     """Write the shares as training reads them."""
     (out / "mixture.json").write_text(json.dumps({"shares": settings.shares}))
     return Outcome()

@@ -33,9 +33,9 @@ STEPS = (
 LAYERS = {
     # Each may import itself where it is a folder, and what stands in the layers below it; with exceptions under ALSO.
     "definitions": ("assets_defs",),
-    "recipes": ("recipes",),
+    "recipes": ("configuration", "recipes"),
     "steps": STEPS,
-    "parts": ("checkpoints", "duplicate_register", "minhash", "models", "pages", "report_sections", "shards"),
+    "parts": ("checkpoints", "duplicate_register", "minhash", "models", "pages", "report_sections", "shards", "trainer"),
     "plugins": plugins.KINDS,
     "store": ("store", "tracking"),
     "shared": ("code_version", "documents", "engine", "errors", "files", "manifests", "plots", "plugins", "progress"),
@@ -45,14 +45,14 @@ ALSO = {
     ("evaluators", "shards"),  # an evaluator reads held-out documents as the shards lay them out
     ("set_functions", "embedders"),  # the integer grid of the embeddings
 }
-SIDEWAYS = {"parts", "store", "shared"}
+SIDEWAYS = {"recipes", "parts", "store", "shared"}
 """Layers whose modules may import each other, without a cycle."""
 OF_THE_STORE = {"advisory"}
 """What a step may import of the store: the mark of an audit that warns."""
 
 HEAVY = ("torch", "transformers", "datasets", "mlflow", "submodlib", "sklearn", "matplotlib")
 MAX_LINES = 450
-LONGER = {"pipelines/recipes.py": 570, "pipelines/training.py": 570}
+LONGER: dict[str, int] = {}
 """Files that are too long and not yet split; a bound of its own keeps each from growing."""
 
 TEXT = (".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".json", ".sh", "Makefile", ".gitignore")

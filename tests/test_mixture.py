@@ -131,24 +131,6 @@ def test_the_power_law_is_further_off_and_breaks_at_no_replay() -> None:
     assert crossed > 0.70
 
 
-@pytest.mark.parametrize(
-    ("shares", "losses", "rmse", "unseen"),
-    [
-        ([0.01, 0.05, 0.10, 0.25, 0.50], [2.83, 2.57, 2.46, 2.33, 2.24], 0.0024, 0.0061),
-        ([0.005, 0.01, 0.05, 0.10, 0.50], [2.27, 2.26, 2.23, 2.21, 2.16], 0.0009, 0.0067),
-    ],
-    ids=["Pile to German", "Pile to SlimPajama"],
-)
-def test_replay_runs_of_ibrahim_et_al(shares: list[float], losses: list[float], rmse: float, unseen: float) -> None:
-    """Final loss on the Pile by share of replay, 405M parameters (2403.08763): all fitted; two unseen by the other three."""
-    g, y = np.asarray(shares), np.asarray(losses)
-    assert np.sqrt(np.mean((OwnShare().fit(g, y).predict(g) - y) ** 2)) <= rmse
-    three = [0, 1, 4]
-    assert np.abs(OwnShare().fit(g[three], y[three]).predict(g) - y).max() <= unseen + 1e-4
-    straight = np.polyval(np.polyfit(g[three], y[three], 1), g)
-    assert np.abs(straight - y).max() > 5 * unseen
-
-
 @settings(max_examples=30, deadline=None)
 @given(root=st.floats(0.15, 0.85), k=st.floats(-2, 2), slope=st.floats(0.02, 0.5))
 def test_own_share_recovers_its_own_numbers(root: float, k: float, slope: float) -> None:

@@ -19,7 +19,8 @@ from pipelines.errors import EmptyInput, GristmillError
 from pipelines.manifests import Manifest, Member
 from pipelines.objectives.causal import POSITIONS_PER_CHUNK, Causal, linear_cross_entropy
 from pipelines.store import Store
-from pipelines.training import assign_sequences, mixed_shares, role_shares
+from pipelines.trainer import Run, assign_sequences
+from pipelines.training import mixed_shares, role_shares
 
 STEP = BATCH * SEQUENCE_LENGTH
 
@@ -267,7 +268,7 @@ def test_probes_read_each_domain_in_the_same_order(world: World, base: Manifest)
     read: dict[float, dict[str, list[bytes]]] = {}
     for ratio in (0.25, 0.75):
         request = world.probe(base, ratio)
-        state = training._Run(
+        state = Run(
             request.settings, mixed_shares(role_shares(world.selection), ratio), world.selection, world.shards, world.tokenizer, base
         )
         mine = read.setdefault(ratio, {domain: [] for domain in state.domains})
@@ -284,7 +285,7 @@ def test_probes_read_each_domain_in_the_same_order(world: World, base: Manifest)
 def test_a_probe_agrees_with_its_windows(world: World, base: Manifest, probes: dict[float, Manifest]) -> None:
     """The loss before the first step is the base's, window by window, computed by transformers."""
     request = world.probe(base, 0.25)
-    end = training._Run(request.settings, {"wiki": 1.0}, world.selection, world.shards, world.tokenizer, base).end_of_text
+    end = Run(request.settings, {"wiki": 1.0}, world.selection, world.shards, world.tokenizer, base).end_of_text
     windows = training._held_out_windows(request.settings, world.decisions, world.shards, role_shares(world.selection), end)
     model = opened(base)
     for corpus, batch in windows.items():
