@@ -80,12 +80,13 @@ def ui(
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
 ) -> None:
     """Start `dagster dev` and the MLflow UI on 127.0.0.1; Ctrl-C stops both."""
-    from assets_defs.resources import home_directory
+    from assets_defs.resources import home_directory, root_directory
 
     home = home_directory()
     home.mkdir(parents=True, exist_ok=True)
     tracking = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     environment = {**os.environ, "GRISTMILL_MLFLOW_UI": f"http://127.0.0.1:{mlflow_port}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment.setdefault("DAGSTER_HOME", str(root_directory()))
     mlflow = [
         sys.executable,
         "-m",
