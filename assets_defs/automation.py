@@ -1,14 +1,17 @@
 """Jobs, one per partition space and stage; the monthly schedules; the sensor for new source files."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 
 import dagster as dg
 
 from assets_defs.partitions import SOURCE
-from assets_defs.resources import MillResource
+from assets_defs.resources import Mill, MillResource
 from pipelines.corpus import corpus_settings
 from pipelines.documents import split_partition
 from pipelines.errors import GristmillError
+from pipelines.manifests import Json
 
 INGESTED = ("raw_corpus", "cleaned_corpus", "quality_scores", "toxicity_scores", "duplicate_signatures")
 FITTED = ("duplicate_clusters", "tokenizer", "embedder")
@@ -56,36 +59,53 @@ monthly_fit = dg.ScheduleDefinition(
     description="Launches the partitions whose source files are new or changed, by content, once each.",
 )
 def new_source_files(context: dg.SensorEvaluationContext, mill: MillResource) -> dg.SensorResult:
-    """Compare each materialized-or-configured partition's source identity with that of its raw_corpus."""
+    """Compare what each partition's source holds with what its raw_corpus was made from, and with the last tick.
+
+    The first tick takes what is there, and is not in the store, as the baseline: it is for `gristmill run` or a backfill.
+    """
     opened = mill.open()
+    baseline = context.cursor is None
     seen: dict[str, str] = json.loads(context.cursor or "{}")
     requests, problems = [], []
     for key in SOURCE.get_partition_keys():
-        domain, snapshot = split_partition(str(key))
-        source, settings = opened.project.source_of(domain)
         try:
-            wanted = corpus_settings(
-                domain, snapshot, source, settings, opened.root, max_documents=opened.project.max_documents
-            ).model_dump(mode="json")
+            wanted, made_from = _source_identity(opened, str(key)), _corpus_identity(opened, str(key))
         except GristmillError as error:
             problems.append(str(error))
             continue
-        identity = json.dumps(wanted.get("files"), sort_keys=True)
-        current = opened.store.current("raw_corpus", str(key)).settings if opened.store.is_current("raw_corpus", str(key)) else None
-        if seen.get(str(key)) == identity or (current and current.get("files") == wanted.get("files")) or (current is None and not seen):
-            seen[str(key)] = identity
-            continue
-        seen[str(key)] = identity
-        requests.append(dg.RunRequest(partition_key=str(key), run_key=f"{key}:{hash_of(identity)}"))
-    skip = "; ".join(dict.fromkeys(problems)) or "no new or changed source file"
+        before, seen[str(key)] = seen.get(str(key)), wanted
+        if wanted not in (before, made_from) and not (baseline and made_from is None):
+            requests.append(dg.RunRequest(partition_key=str(key)))
+    skip = "no new or changed source file"
+    if problems:
+        skip += f"; {len(problems)} partitions cannot be read, the first: {problems[0]}"
     return dg.SensorResult(run_requests=requests, cursor=json.dumps(seen), skip_reason=None if requests else dg.SkipReason(skip))
 
 
-def hash_of(text: str) -> str:
-    """Return 16 hex digits that depend on `text` alone."""
-    import hashlib
+def _source_identity(mill: Mill, key: str) -> str:
+    """Return what says which content the source of partition `key` holds now.
 
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    Raises:
+        GristmillError: the source cannot be read.
+    """
+    domain, snapshot = split_partition(key)
+    source, settings = mill.project.source_of(domain)
+    found = corpus_settings(domain, snapshot, source, settings, mill.root, max_documents=mill.project.max_documents)
+    return _identity(found.model_dump(mode="json"))
+
+
+def _corpus_identity(mill: Mill, key: str) -> str | None:
+    """Return what the raw corpus of partition `key` was made from; None where there is none.
+
+    Raises:
+        MissingArtifact: it was deleted by hand.
+    """
+    return _identity(mill.store.current("raw_corpus", key).settings) if mill.store.is_current("raw_corpus", key) else None
+
+
+def _identity(settings: Mapping[str, Json]) -> str:
+    content = json.dumps([settings.get("files"), settings.get("revision")], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 SCHEDULES = (monthly_snapshot, monthly_fit)

@@ -17,6 +17,7 @@ from pipelines.store import Build
     deps=["pretrained_checkpoint", "general_checkpoint", "deduplicated_corpus", dg.AssetDep("tokenized_shards", partition_mapping=ALL)],
     kinds={"pytorch"},
     plugin_kinds=["evaluators"],
+    isolate=True,
 )
 def evaluation(mill: Mill, partition: str) -> Build:
     """Loss (nats per token) and bits per byte on held-out documents, before and after, by domain, with paired 95 % intervals.

@@ -5,7 +5,8 @@ the audit runs on what was staged, before it is published, so a failed audit is 
 One run may hold many partitions; they are mapped over processes, and each gets its own materialization event.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -27,7 +28,8 @@ GROUP = "gristmill"
 OWNERS = ["team:data"]
 TRAINING_POOL = "accelerator"
 """One training at a time per accelerator; the limit is set in dagster.yaml."""
-DATA_VERSION_TAG, CODE_VERSION_TAG = "dagster/data_version", "dagster/code_version"
+DATA_VERSION_TAG = "dagster/data_version"
+PROVENANCE_TAGS = ("dagster/code_version", "dagster/input_")
 
 Request = Callable[[Mill, Any], Build]
 
@@ -42,13 +44,15 @@ def mill_asset(
     plugin_kinds: Sequence[str] = (),
     packages: tuple[str, ...] = (),
     training: bool = False,
+    isolate: bool = False,
 ) -> Callable[[Request], dg.AssetsDefinition]:
     """Make an asset of a function that returns the `Build` of a partition.
 
     Args:
         step: the step the build runs; its code is the asset's code version, with that of all plugins of `plugin_kinds`.
         audits: the audits of the build, as check specs.
-        training: holds the accelerator's pool while it runs, and is retried where it was killed.
+        training: holds the accelerator's pool while it runs, in a process of its own.
+        isolate: runs in a process of its own.
     """
 
     def wrap(request: Request) -> dg.AssetsDefinition:
@@ -58,7 +62,7 @@ def mill_asset(
 
         @dg.asset(
             name=name,
-            description=request.__doc__,
+            description=inspect.getdoc(request),
             group_name=GROUP,
             owners=OWNERS,
             kinds=kinds,
@@ -75,7 +79,7 @@ def mill_asset(
             dagster_type=dg.Nothing,
         )
         def materialize(context: AssetExecutionContext, mill: MillResource) -> Iterator[Any]:
-            yield from _materialize(context, mill.open(), request, [audit_name(audit) for audit in audits], version, isolate=training)
+            yield from _materialize(context, mill.open(), request, [audit_name(audit) for audit in audits], isolate=training or isolate)
 
         return materialize
 
@@ -87,16 +91,14 @@ def audit_name(audit: Audit) -> str:
     return getattr(audit, "__name__", type(audit).__name__)
 
 
-def _materialize(
-    context: AssetExecutionContext, mill: Mill, request: Request, checks: Sequence[str], version: str, *, isolate: bool
-) -> Iterator[Any]:
+def _materialize(context: AssetExecutionContext, mill: Mill, request: Request, checks: Sequence[str], *, isolate: bool) -> Iterator[Any]:
     partitions = list(context.partition_keys) if context.has_partition_key_range or context.has_partition_key else [None]
     asset = context.asset_key.to_user_string()
     try:
         builds = [request(mill, str(key) if key else None) for key in partitions]
     except GristmillError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    done: list[Manifest] = []
+    done: list[tuple[Built, str | None]] = []
     errors: list[Exception] = []
     with ThreadPoolExecutor(1) as pool:
         logs: list[Future[str]] = []
@@ -106,17 +108,17 @@ def _materialize(
                 report_line(f"{mapped.item.label}: FAILED: {mapped.error}")
                 continue
             built = mapped.result
-            done.append(built.manifest)
-            url = _track(context, mill, built, pool, logs)
+            done.append((built, _track(context, mill, built, pool, logs)))
             report_line(f"{built.manifest.label}: {summary(built)}")
-            yield from _events(context, built, url, version, single=len(partitions) == 1)
         for log in logs:
             log.result()
-    yield from _check_results(asset, checks, [*done, *(e.manifest for e in errors if isinstance(e, AuditFailed))])
+    if len(partitions) == 1:
+        yield from (_result(built, url) for built, url in done)
+    else:
+        yield from _partition_events(context, done, finished=not errors)
+    yield from _check_results(asset, checks, [*(b.manifest for b, _ in done), *(e.manifest for e in errors if isinstance(e, AuditFailed))])
     if errors:
         _fail(asset, errors, len(partitions))
-    if len(partitions) > 1:
-        yield dg.Output(None)
 
 
 class _Building:
@@ -135,18 +137,35 @@ def _engine(mill: Mill, builds: Sequence[Build]) -> Engine:
     return mill.engine if pending else Engine(kind="serial")
 
 
-def _events(context: AssetExecutionContext, built: Built, url: str | None, version: str, *, single: bool) -> Iterator[Any]:
-    manifest = built.manifest
-    metadata = describe(built, url)
-    if single:
-        yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(manifest.fingerprint))
-        return
-    yield dg.AssetMaterialization(
-        asset_key=context.asset_key,
-        partition=manifest.partition,
-        metadata=metadata,
-        tags={DATA_VERSION_TAG: manifest.fingerprint, CODE_VERSION_TAG: version},
-    )
+def _result(built: Built, url: str | None) -> dg.MaterializeResult:
+    return dg.MaterializeResult(metadata=describe(built, url), data_version=dg.DataVersion(built.manifest.fingerprint))
+
+
+def _partition_events(context: AssetExecutionContext, done: Sequence[tuple[Built, str | None]], *, finished: bool) -> Iterator[Any]:
+    """Yield a materialization for each partition, after the output without which the steps below would be skipped.
+
+    For the output Dagster records a materialization of every partition itself, all with one data version and no metadata;
+    the last one recorded counts, so ours follow, with the provenance of Dagster's.
+    """
+    provenance: dict[str, str] = {}
+    if finished:
+        yield dg.Output(None)
+        provenance = _provenance(context)
+    keys = {str(key): key for key in context.partition_keys}
+    for built, url in done:
+        yield dg.AssetMaterialization(
+            asset_key=context.asset_key,
+            partition=keys[str(built.manifest.partition)],
+            metadata=describe(built, url),
+            tags={**provenance, DATA_VERSION_TAG: built.manifest.fingerprint},
+        )
+
+
+def _provenance(context: AssetExecutionContext) -> dict[str, str]:
+    """Return the tags of this run's last materialization that say which code and which inputs it was made from."""
+    event = context.instance.get_latest_materialization_event(context.asset_key)
+    tags: Mapping[str, str] = event.asset_materialization.tags or {} if event and event.asset_materialization else {}
+    return {name: value for name, value in tags.items() if name.startswith(PROVENANCE_TAGS)}
 
 
 def _track(context: AssetExecutionContext, mill: Mill, built: Built, pool: ThreadPoolExecutor, logs: list[Future[str]]) -> str | None:

@@ -19,14 +19,14 @@ def describe(built: Built, mlflow_url: str | None) -> dict[str, dg.MetadataValue
     if mlflow_url:
         metadata["mlflow_run"] = dg.MetadataValue.url(mlflow_url)
     metadata["cache"] = dg.MetadataValue.text("hit" if built.hit else "computed")
+    metadata |= {name.removesuffix(".png"): plot for name in manifest.outcome.plots if (plot := inline_plot(manifest, name))}
     if "documents_in" in manifest.counts:
         metadata["dagster/row_count"] = dg.MetadataValue.int(manifest.counts.get("kept", 0))
     metadata |= {key: dg.MetadataValue.int(value) for key, value in manifest.counts.items()}
-    metadata |= {key: dg.MetadataValue.float(float(value)) for key, value in list(manifest.outcome.metrics.items())[:MAX_METRICS]}
+    metadata |= {key: dg.MetadataValue.float(float(f"{value:.6g}")) for key, value in list(manifest.outcome.metrics.items())[:MAX_METRICS]}
     metadata |= {name: table(rows) for name, rows in manifest.outcome.tables.items() if rows}
-    metadata |= {name.removesuffix(".png"): plot for name in manifest.outcome.plots if (plot := inline_plot(manifest, name))}
-    metadata["bytes"] = dg.MetadataValue.int(manifest.bytes)
-    metadata["seconds"] = dg.MetadataValue.float(float(manifest.provenance.get("seconds") or 0.0))
+    metadata["artifact_bytes"] = dg.MetadataValue.int(manifest.bytes)
+    metadata["seconds"] = dg.MetadataValue.float(round(float(manifest.provenance.get("seconds") or 0.0), 2))
     metadata["inputs"] = dg.MetadataValue.text(", ".join(f"{name}: {len(refs)}" for name, refs in manifest.inputs.items()) or "none")
     return metadata
 
