@@ -151,11 +151,12 @@ def _partition_events(context: AssetExecutionContext, done: Sequence[tuple[Built
     if finished:
         yield dg.Output(None)
         provenance = _provenance(context)
-    keys = {str(key): key for key in context.partition_keys}
+    partitions = context.assets_def.partitions_def
     for built, url in done:
+        key = str(built.manifest.partition)
         yield dg.AssetMaterialization(
             asset_key=context.asset_key,
-            partition=keys[str(built.manifest.partition)],
+            partition=partitions.get_partition_key_from_str(key) if isinstance(partitions, dg.MultiPartitionsDefinition) else key,
             metadata=describe(built, url),
             tags={**provenance, DATA_VERSION_TAG: built.manifest.fingerprint},
         )
@@ -169,10 +170,10 @@ def _provenance(context: AssetExecutionContext) -> dict[str, str]:
 
 
 def _track(context: AssetExecutionContext, mill: Mill, built: Built, pool: ThreadPoolExecutor, logs: list[Future[str]]) -> str | None:
-    """Leave an MLflow run for what was computed; a hit leaves none."""
-    if built.hit:
-        return None
+    """Return the link to the artifact's MLflow run; leave one where there is none yet, also of an attempt that could not."""
     manifest = built.manifest
+    if run_id := mill.tracker.recorded(manifest):
+        return mill.tracker.url(run_id)
     tags = RunTags(context.run_id, manifest.asset, manifest.partition, manifest.fingerprint)
     parent = manifest.partition.partition("|")[0] if manifest.partition in _recipe_partitions(context) else "ingestion"
     run_id = mill.tracker.start(manifest, parent=parent, tags=tags)

@@ -7,6 +7,7 @@ that create it at the same time would corrupt it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -58,6 +59,11 @@ class Tracker:
         """Return where the MLflow UI shows the run."""
         return f"{self._ui}/#/experiments/{self.experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
+    def recorded(self, manifest: Manifest) -> str | None:
+        """Return the id of the run that holds `manifest`, or None where none was finished on this tracking server."""
+        record = self._record(manifest)
+        return record.read_text() if record.exists() else None
+
     def start(self, manifest: Manifest, *, parent: str, tags: RunTags) -> str:
         """Open a run for `manifest` under the run named `parent`; return its id."""
         name = f"{manifest.asset} {manifest.partition or ''}".strip()
@@ -88,7 +94,14 @@ class Tracker:
         if (manifest.directory / "config.json").exists():
             self._log_model(run_id, manifest)
         self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED), end_time=started + int(seconds * 1000))
+        record = self._record(manifest)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(run_id)
         return run_id
+
+    def _record(self, manifest: Manifest) -> Path:
+        server = hashlib.sha256(self._uri.encode()).hexdigest()[:12]
+        return self._home / "tracked" / server / manifest.asset / manifest.fingerprint
 
     @cached_property
     def experiment_id(self) -> str:

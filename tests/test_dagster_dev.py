@@ -33,6 +33,7 @@ DOCUMENTS = 20
 BACKFILLED = tuple(f"techdoc|{month}" for month in MONTHS)
 LAUNCHED = "wiki|2026-01-01"
 CHANGED = "code|2026-02-01"
+LATE = "def late(text):\n    return f'{text} came after the first tick of the sensor'\n" * 4
 REPOSITORY = {"repositoryLocationName": "gristmill", "repositoryName": "__repository__"}
 SCHEDULE = {**REPOSITORY, "scheduleName": "monthly_snapshot"}
 SENSOR = {**REPOSITORY, "sensorName": "new_source_files"}
