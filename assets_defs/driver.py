@@ -1,7 +1,6 @@
 """`gristmill run`: the stages in order, each a Dagster run in this process, recorded where the UI shows it."""
 
 import json
-import logging
 import os
 import sys
 import time
@@ -36,7 +35,7 @@ def drive(name: str) -> None:
         raise UnknownName("recipe", name, recipes)
     os.environ.setdefault("GRISTMILL_PROGRESS", "1")
     os.environ.setdefault("DAGSTER_HOME", str(root_directory()))
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     started = time.monotonic()
     from assets_defs.definitions import defs
 

@@ -21,7 +21,7 @@ from pipelines.errors import GristmillError
 from pipelines.manifests import Check, Manifest
 from pipelines.plugins import names
 from pipelines.progress import report_line
-from pipelines.store import Audit, AuditFailed, Build, Built, Step, Store, is_blocking
+from pipelines.store import Audit, AuditFailed, Build, Built, Step, Store, audit_name, is_blocking
 from pipelines.tracking import RunTags
 
 GROUP = "gristmill"
@@ -86,11 +86,6 @@ def mill_asset(
     return wrap
 
 
-def audit_name(audit: Audit) -> str:
-    """Return the name of the check that `audit` makes."""
-    return getattr(audit, "__name__", type(audit).__name__)
-
-
 def _materialize(context: AssetExecutionContext, mill: Mill, request: Request, checks: Sequence[str], *, isolate: bool) -> Iterator[Any]:
     partitions = list(context.partition_keys) if context.has_partition_key_range or context.has_partition_key else [None]
     asset = context.asset_key.to_user_string()
@@ -151,15 +146,23 @@ def _partition_events(context: AssetExecutionContext, done: Sequence[tuple[Built
     if finished:
         yield dg.Output(None)
         provenance = _provenance(context)
-    partitions = context.assets_def.partitions_def
     for built, url in done:
         key = str(built.manifest.partition)
         yield dg.AssetMaterialization(
             asset_key=context.asset_key,
-            partition=partitions.get_partition_key_from_str(key) if isinstance(partitions, dg.MultiPartitionsDefinition) else key,
+            partition=key,
             metadata=describe(built, url),
-            tags={**provenance, DATA_VERSION_TAG: built.manifest.fingerprint},
+            tags={**provenance, **_dimensions(context, key), DATA_VERSION_TAG: built.manifest.fingerprint},
         )
+
+
+def _dimensions(context: AssetExecutionContext, key: str) -> dict[str, str]:
+    """Return the tags that name each dimension of a partition in two dimensions."""
+    partitions = context.assets_def.partitions_def
+    if not isinstance(partitions, dg.MultiPartitionsDefinition):
+        return {}
+    found = partitions.get_partition_key_from_str(key).keys_by_dimension
+    return {f"dagster/partition/{dimension}": value for dimension, value in found.items()}
 
 
 def _provenance(context: AssetExecutionContext) -> dict[str, str]:

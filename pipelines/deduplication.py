@@ -410,7 +410,7 @@ class SplitsUnchanged:
     """A document keeps the split it was once given, unless `split_epoch` was raised."""
 
     previous: Manifest | None
-    __name__ = "splits_unchanged"
+    check_name = "splits_unchanged"
 
     def __call__(self, draft: Manifest) -> Check:
         if self.previous is None or self.previous.settings["split_epoch"] != draft.settings["split_epoch"]:

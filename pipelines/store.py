@@ -288,8 +288,13 @@ def _is_out_of_space(error: BaseException | None) -> bool:
     return False
 
 
+def audit_name(audit: Audit) -> str:
+    """Return the name of the check that `audit` makes: the function's, or the `check_name` of a class."""
+    return getattr(audit, "check_name", None) or audit.__name__
+
+
 def _audited(audit: Audit, manifest: Manifest) -> Check:
-    return audit(manifest).model_copy(update={"blocking": is_blocking(audit)})
+    return audit(manifest).model_copy(update={"name": audit_name(audit), "blocking": is_blocking(audit)})
 
 
 def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:

@@ -211,7 +211,7 @@ class DecodesBack:
     cleaned: Manifest
     tokenizer: Manifest
     documents: int = 50
-    __name__ = "decodes_back"
+    check_name = "decodes_back"
 
     def __call__(self, draft: Manifest) -> Check:
         shard, decoder = TokenShard(draft), load_tokenizer(self.tokenizer.directory)

@@ -92,6 +92,15 @@ def test_every_step_left_an_artifact_that_verifies(milled: Project) -> None:
     assert len(milled.store.partitions("mixture_probe")) == 3
 
 
+def test_every_declared_check_was_made_and_recorded(milled: Project) -> None:
+    """A check that no audit makes would be recorded as failed."""
+    golden = json.loads((ROOT / "tests" / "golden_graph.json").read_text())["assets"]
+    for asset, shape in golden.items():
+        partitions = milled.store.partitions(asset)
+        for manifest in (milled.store.current(asset, key) for key in partitions or [None]):
+            assert sorted(check.name for check in manifest.checks) == shape["checks"], manifest.label
+
+
 def test_documents_are_conserved_from_raw_text_to_selection(milled: Project) -> None:
     store = milled.store
     taken = [key for key in store.partitions("raw_corpus") if key.split("|")[0] in ("wiki", "techdoc", "code")]
