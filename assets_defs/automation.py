@@ -68,6 +68,8 @@ def new_source_files(context: dg.SensorEvaluationContext, mill: MillResource) ->
     seen: dict[str, str] = json.loads(context.cursor or "{}")
     requests, problems = [], []
     for key in SOURCE.get_partition_keys():
+        if not _is_watched(opened, str(key)):
+            continue
         try:
             wanted, made_from = _source_identity(opened, str(key)), _corpus_identity(opened, str(key))
         except GristmillError as error:
@@ -80,6 +82,17 @@ def new_source_files(context: dg.SensorEvaluationContext, mill: MillResource) ->
     if problems:
         skip += f"; {len(problems)} partitions cannot be read, the first: {problems[0]}"
     return dg.SensorResult(run_requests=requests, cursor=json.dumps(seen), skip_reason=None if requests else dg.SkipReason(skip))
+
+
+def _is_watched(mill: Mill, key: str) -> bool:
+    """Return whether a change of its source says something about partition `key`.
+
+    Where one file holds all months, a change of it says nothing about a month that the project does not list.
+    """
+    domain, snapshot = split_partition(key)
+    _, settings = mill.project.source_of(domain)
+    own_files = "{snapshot" in json.dumps({name: value for name, value in settings.items() if name != "where"})
+    return own_files or snapshot in mill.project.snapshots or mill.store.is_current("raw_corpus", key)
 
 
 def _source_identity(mill: Mill, key: str) -> str:

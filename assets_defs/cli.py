@@ -7,6 +7,7 @@ gristmill export ASSET PARTITION DIRECTORY
 gristmill verify ASSET [PARTITION]
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -111,11 +112,20 @@ def ui(
     except KeyboardInterrupt:
         pass
     finally:
-        for child in children:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGINT)
-        for child in children:
-            child.wait(timeout=30)
+        for child, stop in zip(children, (signal.SIGTERM, signal.SIGINT), strict=True):  # dagster dev ends its runs' servers on SIGINT
+            _stop(child, stop)
+
+
+def _stop(child: subprocess.Popen[bytes], stop: signal.Signals, *, seconds: float = 20.0) -> None:
+    """Ask the process group of `child` to end, and end what is left of it after `seconds`."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, stop)
+    deadline = time.monotonic() + seconds
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def _mill():  # noqa: ANN202 - imported where it is used, so that --help is fast

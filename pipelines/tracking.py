@@ -162,8 +162,8 @@ class Tracker:
             self._client.log_inputs(run_id, datasets=list(seen.values()))
 
     def _log_model(self, run_id: str, manifest: Manifest) -> None:
-        """Register the checkpoint's directory as a logged model of the run."""
-        from mlflow.entities import LoggedModelStatus
+        """Register the checkpoint's directory as a logged model of the run, at the token it was trained to."""
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
         model = self._client.create_logged_model(
             experiment_id=self.experiment_id,
@@ -177,6 +177,7 @@ class Tracker:
             },
         )
         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, manifest.counts.get("tokens", 0))])
 
 
 def _milliseconds(started: Json) -> int:
