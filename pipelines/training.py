@@ -92,24 +92,24 @@ def train_probe(
 
     The windows, the data order of each domain and the base are the same for every ratio, so losses are paired.
     """
-    run = Run(settings, mixed_shares(role_shares(selection), settings.ratio), selection, shards, tokenizer, base)
-    windows = _held_out_windows(settings, decisions, shards, role_shares(selection), run.end_of_text)
+    shares = role_shares(selection)
+    run = Run(settings, mixed_shares(shares, settings.ratio), selection, shards, tokenizer, base)
+    windows = _held_out_windows(settings, decisions, shards, shares, run.end_of_text)
     label = f"r{settings.ratio:.2f}-s{settings.seed}"
     points = sorted({max(1, round(share * run.num_steps)) for share in settings.measure_at})
     rows: list[pa.Table] = []
 
-    def measure(step: int) -> None:
-        for corpus, batch in windows.items():
-            losses = run.window_losses(batch)
-            rows.append(_loss_table(label, settings, step * run.tokens_per_step, corpus, losses))
+    def measure(step: int) -> dict[str, np.ndarray]:
+        losses = {corpus: run.window_losses(batch) for corpus, batch in windows.items()}
+        rows.extend(_loss_table(label, settings, step * run.tokens_per_step, corpus, found) for corpus, found in losses.items())
+        return losses
 
-    measure(0)
+    final = measure(0)
     for point in points:
         run.advance(point, out)
-        measure(point)
+        final = measure(point)
     write_table(out / "losses.parquet", pa.concat_tables(rows))
     shutil.rmtree(out / "resume", ignore_errors=True)
-    final = {corpus: run.window_losses(batch) for corpus, batch in windows.items()}
     return run.outcome(
         metrics={f"{corpus}_loss_nats_per_token": float(losses.mean()) for corpus, losses in final.items()},
         counts={f"{corpus}_windows": len(batch) for corpus, batch in windows.items()},

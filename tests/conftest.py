@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,9 @@ from pipelines.documents import DOCUMENT_SCHEMA, TableWriter, document_id
 from pipelines.manifests import Manifest, Outcome
 from pipelines.plugins import Settings
 from pipelines.store import Build, Store
+
+if TYPE_CHECKING:
+    from small_world import World
 
 
 class CorpusSettings(Settings):
@@ -42,3 +46,17 @@ def corpus(
 def store(tmp_path: Path) -> Store:
     """An empty store."""
     return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A small project of real text, up to its selection."""
+    from small_world import build_world
+
+    return build_world(Store(tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture(scope="module")
+def base(world: World) -> Manifest:
+    """The general checkpoint of `world`."""
+    return world.store.build(world.general()).manifest

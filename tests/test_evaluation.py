@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_world import BATCH, ROLES, SEQUENCE_LENGTH, World, build_world, mixture_of, publish
+from small_world import BATCH, ROLES, SEQUENCE_LENGTH, World, mixture_of, publish
 
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.evaluation import EVALUATION_AUDITS, EvaluationSettings, _compare, evaluate, losses_finite, target_improved
@@ -24,16 +24,6 @@ from pipelines.shards import HeldOutDocuments, held_out_documents
 from pipelines.store import Build, Store
 
 END = 0
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(Store(tmp_path_factory.mktemp("world")))
-
-
-@pytest.fixture(scope="module")
-def base(world: World) -> Manifest:
-    return world.store.build(world.general()).manifest
 
 
 @pytest.fixture(scope="module")

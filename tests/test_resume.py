@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_world import BATCH, SEQUENCE_LENGTH, World, build_world, mixture_of
+from small_world import BATCH, SEQUENCE_LENGTH, World, mixture_of
 
 from pipelines.manifests import Manifest
 from pipelines.objectives.causal import Causal
@@ -22,16 +22,6 @@ from pipelines.tokenization import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 STEP = BATCH * SEQUENCE_LENGTH
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(Store(tmp_path_factory.mktemp("world")))
-
-
-@pytest.fixture(scope="module")
-def base(world: World) -> Manifest:
-    return world.store.build(world.general()).manifest
 
 
 CHILD = "import pickle, sys; request, store = pickle.load(open(sys.argv[1], 'rb')); print(store.build(request).manifest.content_sha256)"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_world import BATCH, MODEL, SEQUENCE_LENGTH, World, build_world, mixture_of, publish, run
+from small_world import BATCH, MODEL, SEQUENCE_LENGTH, World, mixture_of, publish, run
 
 from pipelines import training
 from pipelines.errors import EmptyInput, GristmillError
@@ -23,16 +23,6 @@ from pipelines.trainer import Run, assign_sequences
 from pipelines.training import mixed_shares, role_shares
 
 STEP = BATCH * SEQUENCE_LENGTH
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(Store(tmp_path_factory.mktemp("world")))
-
-
-@pytest.fixture(scope="module")
-def base(world: World) -> Manifest:
-    return world.store.build(world.general()).manifest
 
 
 @pytest.fixture(scope="module")
