@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +122,8 @@ class Run:
         self.optimizer = self._optimizer_settings.build(self.model, self.settings.phases[0].learning_rate)
         if self.base:
             self._carry_optimizer_state(self.base)
+        if self.settings.compile:
+            self.model.base_model.compile()
 
     @cached_property
     def end_of_text(self) -> int:
@@ -180,14 +182,6 @@ class Run:
     def _optimizer_settings(self) -> Optimizer:
         return plugins.build("optimizers", self.settings.optimizer, self.settings.optimizer_settings)  # type: ignore[return-value]
 
-    @cached_property
-    def _compiled_loss(self) -> Callable[[Objective, torch.Tensor], torch.Tensor]:
-        import torch
-
-        if self.settings.compile:
-            self.model.base_model.compile()
-        return lambda objective, windows: objective.loss(self.model, windows.to(torch.int64))
-
     def batch(self, step: int) -> torch.Tensor:
         """Return the windows of `step`, int64 of shape (B, T + 1)."""
         import torch
@@ -229,7 +223,7 @@ class Run:
         multiplier = self.schedules[phase].multiplier(self.step - first, self.phase_steps[phase])
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] / self.settings.phases[0].learning_rate * rate * multiplier
-        loss = self._compiled_loss(self.objectives[phase], self.batch(self.step))
+        loss = self.objectives[phase].loss(self.model, self.batch(self.step))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         value = loss.item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,3 +304,17 @@ def test_the_base_optimizer_state_is_carried_over(world: World, base: Manifest) 
     manifest = world.store.build(world.mixture(base, mixture_of(world, {"wiki": 0.5, "legal": 0.5}))).manifest
     state = load_file(manifest.file("trainer/optimizer.safetensors"))
     assert {float(value) for key, value in state.items() if key.endswith("/step")} == {80.0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_compiled_run_learns_the_same_and_its_checkpoint_is_plain(world: World, base: Manifest) -> None:
+    from safetensors import safe_open
+
+    request = world.general()
+    compiled = world.store.build(replace(request, settings=request.settings.model_copy(update={"compile": True}))).manifest
+    curves = [[json.loads(line)["loss"] for line in m.file("metrics.jsonl").read_text().splitlines()] for m in (compiled, base)]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-3)
+    with safe_open(compiled.file("model.safetensors"), "pt") as one, safe_open(base.file("model.safetensors"), "pt") as other:
+        assert set(one.keys()) == set(other.keys())
