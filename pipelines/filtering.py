@@ -81,8 +81,9 @@ def score_documents(settings: ScoreSettings, out: Path, *, cleaned: Manifest) ->
     schema = pa.schema([("id", pa.string()), *((name, pa.float64()) for name in names)])
     documents = 0
     with pq.ParquetWriter(out / "scores.parquet", schema, compression="zstd") as writer:
-        for batch in read_batches(cleaned.file("documents.parquet"), ("id", "text")):
-            scores = _checked(settings.filter, plugin.score(batch["text"].to_pylist()), names, batch.num_rows)
+        for batch in read_batches(cleaned.file("documents.parquet"), ("id", *plugin.columns)):
+            values = [batch[column].to_pylist() for column in plugin.columns]
+            scores = _checked(settings.filter, plugin.score(*values), names, batch.num_rows)
             writer.write_batch(pa.record_batch([batch["id"], *scores], schema=schema))
             documents += batch.num_rows
     return Outcome(counts={"documents": documents})

@@ -35,9 +35,15 @@ class Filter(Plugin):
 
     rules: ClassVar[tuple[Rule, ...]]
     """In the order in which a drop's first reason is looked for."""
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+    """Columns of a document that `score` takes, in the order of its arguments."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Installed packages whose version changes the scores: part of the scores' identity."""
 
-    def score(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return, for each rule's name, float64 scores of shape ``(len(texts),)``. Pure, one thread, no order effects."""
+    def score(self, *columns: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return, for each rule's name, float64 scores, one per document. Pure, one thread, no order effects.
+
+        Args:
+            columns: the values of each of the class's `columns`; by default one argument, the texts.
+        """
         raise NotImplementedError
