@@ -13,9 +13,9 @@ from pipelines.documents import split_partition
 from pipelines.errors import GristmillError
 from pipelines.manifests import Json
 
-INGESTED = ("raw_corpus", "cleaned_corpus", "quality_scores", "toxicity_scores", "duplicate_signatures")
-FITTED = ("duplicate_clusters", "tokenizer", "embedder")
-MEASURED = ("document_embeddings", "tokenized_shards")
+INGESTED = ("raw_corpus", "cleaned_corpus", "duplicate_signatures")
+FITTED = ("duplicate_clusters", "tokenizer", "embedder", "filter_models")
+MEASURED = ("quality_scores", "toxicity_scores", "document_embeddings", "tokenized_shards")
 DECIDED = ("quality_filtered_corpus", "toxicity_filtered_corpus", "deduplicated_corpus", "selected_subset", "general_checkpoint")
 PROBED = ("mixture_probe",)
 TRAINED = ("critical_ratio", "domain_mixture", "pretrained_checkpoint", "evaluation", "report")
@@ -25,9 +25,9 @@ def _job(name: str, assets: tuple[str, ...], description: str):  # noqa: ANN202 
     return dg.define_asset_job(name, selection=list(assets), description=description)
 
 
-ingest = _job("ingest", INGESTED, "By source: read, clean, score and sign.")
-fit = _job("fit", FITTED, "Once: near-duplicate clusters with the held-out split, tokenizer, embedder.")
-measure = _job("measure", MEASURED, "By source: embed and tokenize, after `fit`.")
+ingest = _job("ingest", INGESTED, "By source: read, clean and sign.")
+fit = _job("fit", FITTED, "Once: near-duplicate clusters with the held-out split, tokenizer, embedder, models of the fitted filters.")
+measure = _job("measure", MEASURED, "By source: score, embed and tokenize, after `fit`.")
 ingest_and_measure = _job("ingest_and_measure", INGESTED + MEASURED, "By source, everything: what a new snapshot needs once `fit` has run.")
 decide = _job("decide", DECIDED, "By recipe: filter, deduplicate, select, and train the general checkpoint.")
 probe = _job("probe", PROBED, "By recipe and probe: train at one target share.")
@@ -49,14 +49,14 @@ monthly_fit = dg.ScheduleDefinition(
     name="monthly_fit",
     job=fit,
     cron_schedule="0 6 2 * *",
-    description="Gives the new snapshot's documents their clusters and splits; tokenizer and embedder are cache hits.",
+    description="Gives the new snapshot's documents their clusters and splits; all that is fitted on the pinned sample is a cache hit.",
 )
 
 
 @dg.sensor(
-    job=ingest,
+    jobs=[ingest, ingest_and_measure],
     minimum_interval_seconds=60,
-    description="Launches the partitions whose source files are new or changed, by content, once each.",
+    description="Launches the partitions whose source files are new or changed, by content, once each: read, and measured after `fit`.",
 )
 def new_source_files(context: dg.SensorEvaluationContext, mill: MillResource) -> dg.SensorResult:
     """Compare what each partition's source holds with what its raw_corpus was made from, and with the last tick.
@@ -65,6 +65,7 @@ def new_source_files(context: dg.SensorEvaluationContext, mill: MillResource) ->
     """
     opened = mill.open()
     baseline = context.cursor is None
+    job = ingest_and_measure if all(opened.store.is_current(asset) for asset in FITTED) else ingest
     seen: dict[str, str] = json.loads(context.cursor or "{}")
     requests, problems = [], []
     for key in SOURCE.get_partition_keys():
@@ -77,7 +78,7 @@ def new_source_files(context: dg.SensorEvaluationContext, mill: MillResource) ->
             continue
         before, seen[str(key)] = seen.get(str(key)), wanted
         if wanted not in (before, made_from) and not (baseline and made_from is None):
-            requests.append(dg.RunRequest(partition_key=str(key)))
+            requests.append(dg.RunRequest(partition_key=str(key), job_name=job.name))
     skip = "no new or changed source file"
     if problems:
         skip += f"; {len(problems)} partitions cannot be read, the first: {problems[0]}"

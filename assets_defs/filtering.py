@@ -1,28 +1,57 @@
-"""quality_scores and toxicity_scores by source; quality_filtered_corpus and toxicity_filtered_corpus by recipe."""
+"""filter_models, fitted once; quality_scores and toxicity_scores by source; the two filtered corpora by recipe."""
 
 import dagster as dg
 
 from assets_defs.materialization import mill_asset
 from assets_defs.partitions import ALL, RECIPE, SOURCE
 from assets_defs.resources import Mill
+from pipelines import filter_models as models
 from pipelines import filtering, plugins
 from pipelines.documents import split_partition
+from pipelines.errors import GristmillError
+from pipelines.files import file_hashes
+from pipelines.filters import FittedFilter
+from pipelines.manifests import Manifest
 from pipelines.recipes import Stage
 from pipelines.store import Build
+
+
+@mill_asset(
+    step=models.collect_models,
+    audits=models.COLLECT_AUDITS,
+    deps=[dg.AssetDep("cleaned_corpus", partition_mapping=ALL), "duplicate_clusters"],
+    kinds={"numpy"},
+    plugin_kinds=["filters"],
+)
+def filter_models(mill: Mill, partition: None) -> Build:
+    """What the fitted filters of the project have learned; nothing where no such filter is switched on.
+
+    Input: the training split of the pinned sample (`fit_on` in project.yaml), of the domains that each filter names, and
+    the files that it names.
+    """
+    wanted = mill.project.fitted()
+    return Build(
+        asset="filter_models",
+        step=models.collect_models,
+        settings=models.ModelsSettings(filters=tuple(settings.filter for settings in wanted)),
+        inputs={"models": tuple(_model(mill, settings) for settings in wanted)},
+        audits=models.COLLECT_AUDITS,
+    )
 
 
 @mill_asset(
     step=filtering.collect_scores,
     audits=filtering.SCORE_AUDITS,
     partitions=SOURCE,
-    deps=["cleaned_corpus"],
+    deps=["cleaned_corpus", "filter_models"],
     kinds={"parquet"},
     plugin_kinds=["filters"],
 )
 def quality_scores(mill: Mill, partition: str) -> Build:
     """The score of every quality rule for every document, kept or not: thresholds belong to recipes.
 
-    Input: cleaned_corpus. Each filter is scored and stored on its own, so a changed rule re-scores that rule alone.
+    Input: cleaned_corpus, filter_models. Each filter is scored and stored on its own, so a changed rule or model re-scores
+    that filter alone.
     """
     return _scores(mill, "quality", partition)
 
@@ -31,14 +60,14 @@ def quality_scores(mill: Mill, partition: str) -> Build:
     step=filtering.collect_scores,
     audits=filtering.SCORE_AUDITS,
     partitions=SOURCE,
-    deps=["cleaned_corpus"],
+    deps=["cleaned_corpus", "filter_models"],
     kinds={"parquet", "scikitlearn"},
     plugin_kinds=["filters"],
 )
 def toxicity_scores(mill: Mill, partition: str) -> Build:
     """Toxicity of every document: a linear classifier's probability (document and worst sentence) and a word list's share.
 
-    Input: cleaned_corpus.
+    Input: cleaned_corpus, filter_models.
     """
     return _scores(mill, "toxicity", partition)
 
@@ -97,10 +126,9 @@ def _scores(mill: Mill, stage: Stage, partition: str) -> Build:
             asset=f"{stage}_scores.{settings.filter}",
             partition=partition,
             step=filtering.score_documents,
-            settings=settings,
-            inputs={"cleaned": cleaned},
-            plugins=(f"pipelines.filters.{settings.filter}",),
-            packages=plugins.load("filters", settings.filter).packages,  # type: ignore[attr-defined]
+            settings=filtering.located(settings, mill.root),
+            inputs={"cleaned": cleaned, **_fitted(mill, settings)},
+            **_identity(settings.filter),
         )
         for settings in mill.project.score_settings(stage)
     )
@@ -112,3 +140,37 @@ def _scores(mill: Mill, stage: Stage, partition: str) -> Build:
         inputs={"cleaned": cleaned, "families": families},
         audits=filtering.SCORE_AUDITS,
     )
+
+
+def _model(mill: Mill, settings: models.FitSettings) -> Build:
+    """Return the request for the model of one filter: only the domains that it names are among its inputs."""
+    plugin: FittedFilter = plugins.build("filters", settings.filter, settings.settings).at(mill.root)  # type: ignore[attr-defined]
+    sample = tuple(manifest for manifest in mill.fit_sample() if split_partition(str(manifest.partition))[0] in plugin.domains())
+    return Build(
+        asset=f"filter_models.{settings.filter}",
+        step=models.fit_filter,
+        settings=settings.model_copy(update={"files": file_hashes(plugin.files(), mill.root), "root": mill.root}),
+        inputs={"sample": sample, "splits": mill.splits([str(manifest.partition) for manifest in sample])},
+        audits=models.MODEL_AUDITS,
+        **_identity(settings.filter),
+    )
+
+
+def _fitted(mill: Mill, settings: filtering.ScoreSettings) -> dict[str, Manifest]:
+    """Return the model of a fitted filter, as filter_models stands: scores follow what was materialized there.
+
+    Raises:
+        GristmillError: filter_models has no model of this filter, or one that was fitted with other settings.
+    """
+    if not issubclass(plugins.load("filters", settings.filter), FittedFilter):
+        return {}
+    references = mill.store.current("filter_models").inputs["models"]
+    address = next((r.fingerprint for r in references if r.asset == f"filter_models.{settings.filter}"), None)
+    model = mill.store.find(f"filter_models.{settings.filter}", address) if address else None
+    if model is None or model.settings["settings"] != settings.model_dump(mode="json")["settings"]:
+        raise GristmillError(f"filter_models holds no {settings.filter} fitted with these settings; materialize filter_models (job `fit`)")
+    return {"model": model}
+
+
+def _identity(name: str) -> dict[str, tuple[str, ...]]:
+    return {"plugins": (f"pipelines.filters.{name}",), "packages": plugins.load("filters", name).packages}  # type: ignore[attr-defined]

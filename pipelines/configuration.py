@@ -36,6 +36,7 @@ def read_project(path: Path) -> Project:
         problems += _plugin_problems(f"{path.name}: domains.{name}", [("sources", *project.source_of(name))])
     problems += _attempt(lambda: project.cluster_settings(()))
     _raise(problems)
+    _raise(_fit_problems(path.name, project))
     return project
 
 
@@ -176,6 +177,16 @@ def _filter_problems(where: str, filters: Filters, *, fields: bool) -> list[str]
         if fields:
             own = {k: v for k, v in mapping(values).items() if k in plugin.model_fields}
             problems += _attempt(lambda plugin=plugin, own=own, name=name: plugins.validate(plugin, own, where=f"{where}.{name}"))
+    return problems
+
+
+def _fit_problems(where: str, project: Project) -> list[str]:
+    """Return a line for each domain that a filter is to be fitted on and that the project does not have."""
+    problems = _attempt(project.fitted)
+    for settings in () if problems else project.fitted():
+        asked = plugins.build("filters", settings.filter, settings.settings).domains()  # type: ignore[attr-defined]
+        unknown = [name for name in asked if name not in project.domains]
+        problems += [f"{where}: {settings.filter}: unknown domain {name!r}{suggestion(name, project.domains)}" for name in unknown]
     return problems
 
 

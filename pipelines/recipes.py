@@ -17,9 +17,11 @@ from pipelines import plugins
 from pipelines.cleaning import CleaningSettings
 from pipelines.deduplication import ClusterSettings, DeduplicationSettings, SignatureSettings
 from pipelines.embedding import EmbedderSettings, EmbeddingSettings
-from pipelines.errors import UnknownName
+from pipelines.errors import GristmillError, UnknownName
 from pipelines.evaluation import EvaluationSettings
+from pipelines.filter_models import FitSettings
 from pipelines.filtering import FilterSettings, ScoreSettings, Threshold, default_thresholds
+from pipelines.filters import FittedFilter
 from pipelines.manifests import Json
 from pipelines.mixture import MixtureSettings, RatioSettings
 from pipelines.plugins import Settings
@@ -129,6 +131,16 @@ class Project(Settings):
             values = mapping(getattr(self, stage).get(name))
             found.append(ScoreSettings(filter=name, settings={k: v for k, v in values.items() if k in fields}))
         return found
+
+    def fitted(self) -> tuple[FitSettings, ...]:
+        """Return the settings of each filter that is fitted before it scores."""
+        wanted = {stage: self.score_settings(stage) for stage in ("quality", "toxicity")}
+        every = [FitSettings(filter=s.filter, settings=s.settings) for found in wanted.values() for s in found]
+        fitted = [s for s in every if issubclass(plugins.load("filters", s.filter), FittedFilter)]
+        found = {s.filter: s for s in fitted}
+        if twice := [s.filter for s in fitted if s != found[s.filter]]:
+            raise GristmillError(f"project.yaml: {twice[0]} has other settings for quality than for toxicity; it is fitted once, give one")
+        return tuple(found.values())
 
     @cached_property
     def held_out(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 STEPS = (
     "corpus",
     "cleaning",
+    "filter_models",
     "filtering",
     "deduplication",
     "embedding",
@@ -35,7 +36,7 @@ LAYERS = {
     "definitions": ("assets_defs",),
     "recipes": ("configuration", "recipes"),
     "steps": STEPS,
-    "parts": ("checkpoints", "duplicate_register", "minhash", "models", "pages", "report_sections", "shards", "trainer"),
+    "parts": ("checkpoints", "duplicate_register", "explanation", "minhash", "models", "pages", "report_sections", "shards", "trainer"),
     "plugins": plugins.KINDS,
     "store": ("store", "tracking"),
     "shared": ("code_version", "documents", "engine", "errors", "files", "manifests", "plots", "plugins", "progress"),

@@ -294,7 +294,7 @@ def test_the_sensor_launches_the_changed_file_and_nothing_else_once(dev: Dagster
     assert run["tags"]["dagster/partition"] == CHANGED
     corpus = dev.store.current("raw_corpus", CHANGED)
     assert corpus.counts["kept"] == DOCUMENTS + 1
-    for asset in ("cleaned_corpus", "quality_scores", "toxicity_scores", "duplicate_signatures"):
+    for asset in ("cleaned_corpus", "duplicate_signatures"):
         assert dev.store.partitions(asset) == [CHANGED]
         assert dev.latest(asset, CHANGED)["run"] == tick["runIds"][0]
 

@@ -1,18 +1,25 @@
 """Filters: each measures documents once; recipes decide by thresholds over the stored scores.
 
 A filter is a frozen settings class with `rules` (the columns it scores and the default threshold of each) and
-`score`. What changes a score is a field; a threshold is not: it belongs to the recipe.
+`score`. What changes a score is a field; a threshold is not: it belongs to the recipe. A `FittedFilter` is first fitted
+on training documents, once for all partitions, and scores with the state that `fit` wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
+from pydantic import PrivateAttr
 
+from pipelines.manifests import Outcome
 from pipelines.plugins import Plugin
+
+Scores = Mapping[str, np.ndarray | Sequence[str | None]]
+"""By rule float64 of shape ``(documents,)``, by label a list of as many strings, None where nothing can be said."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +42,68 @@ class Filter(Plugin):
 
     rules: ClassVar[tuple[Rule, ...]]
     """In the order in which a drop's first reason is looked for."""
+    labels: ClassVar[tuple[str, ...]] = ()
+    """String columns that `score` returns beside its rules; nothing is decided by them."""
     columns: ClassVar[tuple[str, ...]] = ("text",)
     """Columns of a document that `score` takes, in the order of its arguments."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Installed packages whose version changes the scores: part of the scores' identity."""
 
-    def score(self, *columns: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return, for each rule's name, float64 scores, one per document. Pure, one thread, no order effects.
+    _root: Path = PrivateAttr(default=Path())
+
+    @property
+    def root(self) -> Path:
+        """Where relative paths of the settings start: the project's directory."""
+        return self._root
+
+    def at(self, root: Path) -> Filter:
+        """Return a copy that takes relative paths from `root`."""
+        copy = self.model_copy()
+        copy._root = root
+        return copy
+
+    def files(self) -> Sequence[Path]:
+        """Return the local files that change the scores, apart from the code: their content is part of the scores' identity.
+
+        Raises:
+            GristmillError: a file that the settings name does not exist.
+        """
+        return ()
+
+    def score(self, *columns: Sequence[str]) -> Scores:
+        """Return the scores of each rule and the strings of each label. Pure, one thread, no order effects.
 
         Args:
             columns: the values of each of the class's `columns`; by default one argument, the texts.
         """
+        raise NotImplementedError
+
+
+class Sample(Protocol):
+    """The training split of the pinned sample: what a filter may be fitted on."""
+
+    def documents(self, domain: str) -> Iterator[tuple[str, str]]:
+        """Yield ``(id, text)`` of the training documents of `domain`, in the order of partitions and rows; any number of times."""
+        ...
+
+
+class FittedFilter(Filter):
+    """Base of the filters that learn from text first.
+
+    `fit` runs once, in one thread, for all partitions; nothing held out reaches it.
+    """
+
+    def domains(self) -> tuple[str, ...]:
+        """Return the domains of the project whose training documents `fit` reads; a change of another one fits nothing anew."""
+        raise NotImplementedError
+
+    def fit(self, sample: Sample, state: Path) -> Outcome:
+        """Fit, write the state (safetensors, JSON, Parquet; plots as PNG) into directory `state`, return what was measured.
+
+        The files of `files` are read too. The same sample gives the same bytes, whatever the number of threads.
+        """
+        raise NotImplementedError
+
+    def score(self, *columns: Sequence[str], state: Path) -> Scores:
+        """Return the scores as `Filter.score` does, with the state that `fit` wrote into directory `state`."""
         raise NotImplementedError
