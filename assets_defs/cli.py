@@ -5,6 +5,7 @@ gristmill ui                     Dagster and MLflow on 127.0.0.1
 gristmill recipes                list and check the recipes
 gristmill export ASSET PARTITION DIRECTORY
 gristmill verify ASSET [PARTITION]
+gristmill explain ID [--recipe NAME] [--json]    why a document was kept or dropped
 """
 
 import contextlib
@@ -73,6 +74,30 @@ def verify(
         typer.echo(fault)
     typer.echo(f"{len(keys)} artifacts, {len(faults)} faults")
     raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def explain(
+    document: Annotated[
+        str, typer.Argument(metavar="ID", help="A document's id, or the start of it; or the file and line of quarantined input.")
+    ],
+    recipe: RecipeName = "code-critical",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say why a document was kept or dropped: every stage in order, every score beside its threshold.
+
+    Exit code 0: explained, kept or not. 1: no such document (the nearest are named), several begin so, or nothing was
+    ingested. 2: wrong usage.
+    """
+    from assets_defs import explanations
+
+    found = explanations.explain_document(_mill(), document, recipe)
+    if as_json:
+        typer.echo(explanations.as_json(found))
+        return
+    from rich.console import Console
+
+    explanations.show(found, Console(width=None if sys.stdout.isatty() else 140))
 
 
 @app.command()
