@@ -5,8 +5,8 @@ import dagster as dg
 from assets_defs.materialization import mill_asset
 from assets_defs.partitions import ALL, RECIPE, SOURCE
 from assets_defs.resources import Mill
+from pipelines import decisions, filtering, plugins
 from pipelines import filter_models as models
-from pipelines import filtering, plugins
 from pipelines.documents import split_partition
 from pipelines.errors import GristmillError
 from pipelines.files import file_hashes
@@ -73,8 +73,8 @@ def toxicity_scores(mill: Mill, partition: str) -> Build:
 
 
 @mill_asset(
-    step=filtering.filter_corpus,
-    audits=filtering.FILTER_AUDITS,
+    step=decisions.filter_corpus,
+    audits=decisions.FILTER_AUDITS,
     partitions=RECIPE,
     deps=[dg.AssetDep("quality_scores", partition_mapping=ALL)],
     kinds={"duckdb"},
@@ -88,16 +88,16 @@ def quality_filtered_corpus(mill: Mill, partition: str) -> Build:
     return Build(
         asset="quality_filtered_corpus",
         partition=partition,
-        step=filtering.filter_corpus,
+        step=decisions.filter_corpus,
         settings=recipe.filter_settings(mill.project, "quality"),
         inputs={"scores": mill.sources("quality_scores", recipe)},
-        audits=filtering.FILTER_AUDITS,
+        audits=decisions.FILTER_AUDITS,
     )
 
 
 @mill_asset(
-    step=filtering.filter_corpus,
-    audits=filtering.FILTER_AUDITS,
+    step=decisions.filter_corpus,
+    audits=decisions.FILTER_AUDITS,
     partitions=RECIPE,
     deps=["quality_filtered_corpus", dg.AssetDep("toxicity_scores", partition_mapping=ALL)],
     kinds={"duckdb"},
@@ -111,10 +111,10 @@ def toxicity_filtered_corpus(mill: Mill, partition: str) -> Build:
     return Build(
         asset="toxicity_filtered_corpus",
         partition=partition,
-        step=filtering.filter_corpus,
+        step=decisions.filter_corpus,
         settings=recipe.filter_settings(mill.project, "toxicity"),
         inputs={"scores": mill.sources("toxicity_scores", recipe), "previous": mill.store.current("quality_filtered_corpus", partition)},
-        audits=filtering.FILTER_AUDITS,
+        audits=decisions.FILTER_AUDITS,
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pipelines import plugins
 from pipelines.errors import GristmillError, suggestion
-from pipelines.filtering import default_thresholds
+from pipelines.decisions import default_thresholds
 from pipelines.manifests import Json
 from pipelines.recipes import Filters, Project, Recipe, StageSettings, is_off, mapping
 

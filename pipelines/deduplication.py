@@ -239,9 +239,9 @@ _SPLIT_COLUMNS = ["id", "cluster", "split", "founder", "straddles", "joins", "si
 _SIGNED_COLUMNS = ["id", "exact_hash", "characters"]
 _JOINED = """
 CREATE TEMP TABLE joined AS
-SELECT d.position, d.id, d.domain, d.snapshot, s.cluster, s.split, s.founder, s.straddles, s.joins,
+SELECT d.position, d.id, d.domain, d.snapshot, d.lang, s.cluster, s.split, s.founder, s.straddles, s.joins,
        s.similarity::DOUBLE AS similarity, g.exact_hash, g.characters
-FROM (SELECT id, domain, snapshot, file_row_number AS position FROM read_parquet($1, file_row_number = true) WHERE kept) d
+FROM (SELECT id, domain, snapshot, lang, file_row_number AS position FROM read_parquet($1, file_row_number = true) WHERE kept) d
 LEFT JOIN splits s ON s.id = d.id AND s.domain = d.domain AND s.snapshot = d.snapshot
 LEFT JOIN signed g ON g.id = d.id AND g.domain = d.domain AND g.snapshot = d.snapshot
 """
@@ -262,7 +262,7 @@ SELECT *, CASE WHEN straddles THEN 'joins_two_clusters'
 FROM ranked
 """
 _DECIDED = """
-SELECT id, domain, snapshot, rule IS NULL AS kept, rule, score, threshold,
+SELECT id, domain, snapshot, lang, rule IS NULL AS kept, rule, score, threshold,
        CASE WHEN rule IS NULL THEN [] ELSE [{'rule': rule, 'score': score, 'threshold': threshold}] END AS reasons, split, cluster
 FROM ruled ORDER BY position
 """

@@ -28,6 +28,7 @@ DECISION_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("domain", pa.string()),
         ("snapshot", pa.string()),
+        ("lang", pa.string()),
         ("kept", pa.bool_()),
         ("rule", pa.string()),
         ("score", pa.float64()),
@@ -35,8 +36,8 @@ DECISION_SCHEMA = pa.schema(
         ("reasons", pa.list_(REASON)),
     ]
 )
-"""A decision per document that came in: `rule`, `score` and `threshold` are of the first rule that failed, null for a kept
-document; `reasons` has all that failed."""
+"""A decision per document that came in: `lang` is the language that a filter identified, null where none did; `rule`, `score`
+and `threshold` are of the first rule that failed, null for a kept document; `reasons` has all that failed."""
 
 ROWS_PER_GROUP = 2_000
 BYTES_PER_GROUP = 32 * 1024 * 1024

@@ -15,12 +15,13 @@ from pydantic import Field
 
 from pipelines import plugins
 from pipelines.cleaning import CleaningSettings
+from pipelines.decisions import FilterSettings, Threshold, default_thresholds
 from pipelines.deduplication import ClusterSettings, DeduplicationSettings, SignatureSettings
 from pipelines.embedding import EmbedderSettings, EmbeddingSettings
 from pipelines.errors import GristmillError, UnknownName
 from pipelines.evaluation import EvaluationSettings
 from pipelines.filter_models import FitSettings
-from pipelines.filtering import FilterSettings, ScoreSettings, Threshold, default_thresholds
+from pipelines.filtering import ScoreSettings
 from pipelines.filters import FittedFilter
 from pipelines.manifests import Json
 from pipelines.mixture import MixtureSettings, RatioSettings

@@ -22,6 +22,7 @@ STEPS = (
     "cleaning",
     "filter_models",
     "filtering",
+    "decisions",
     "deduplication",
     "embedding",
     "selection",
@@ -39,7 +40,7 @@ LAYERS = {
     "parts": ("checkpoints", "duplicate_register", "explanation", "minhash", "models", "pages", "report_sections", "shards", "trainer"),
     "plugins": plugins.KINDS,
     "store": ("store", "tracking"),
-    "shared": ("code_version", "documents", "engine", "errors", "files", "manifests", "plots", "plugins", "progress"),
+    "shared": ("code_version", "documents", "engine", "errors", "files", "intervals", "manifests", "plots", "plugins", "progress"),
 }
 """From the top down. A part belongs to steps and is no step; the rest of the names are modules or folders of `pipelines`."""
 ALSO = {
