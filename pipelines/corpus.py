@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import date
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -33,10 +32,10 @@ from pipelines.documents import (
     row_count,
 )
 from pipelines.errors import GristmillError
-from pipelines.manifests import Check, Manifest, Outcome, sha256_file
+from pipelines.files import file_hashes
+from pipelines.manifests import Check, Manifest, Outcome
 from pipelines.plugins import Settings
 from pipelines.sources import Source
-from pipelines.sources._rows import shown_path
 
 FULL_ID = re.compile(r"@\d{4}-\d{2}$")
 MAX_ID_CHARACTERS = 200
@@ -231,13 +230,7 @@ def _source(name: str, settings: dict[str, object]) -> Source:
 
 def _hashes(source: Source, settings: CorpusSettings) -> dict[str, str]:
     files = source.files(settings.domain, settings.snapshot, root=settings.root)
-    return {shown_path(path, settings.root): _hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
-
-
-@lru_cache(maxsize=4096)
-def _hash(path: Path, size: int, modified: int) -> str:
-    """Hash `path` once per process for each size and time of modification: one file often holds many partitions."""
-    return sha256_file(path)
+    return file_hashes(files, settings.root)
 
 
 def _same_content(source: Source, settings: CorpusSettings) -> None:

@@ -1,14 +1,16 @@
-"""Files: what has to reach the disk before a rename, locks between processes, and the content of files by hash."""
+"""Files: what has to reach the disk before a rename, locks between processes, files by pattern and by hash of their content."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from pipelines.errors import GristmillError
 from pipelines.manifests import sha256_file
 
 
@@ -30,17 +32,36 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def matching_files(pattern: str, root: Path) -> list[Path]:
+    """Return the files that `pattern` names, relative to `root` unless absolute.
+
+    Raises:
+        GristmillError: it names none, or leaves `root` by ``..``.
+    """
+    if not Path(pattern).is_absolute() and ".." in Path(pattern).parts:
+        raise GristmillError(f"path {pattern!r} leaves the project's directory by '..'; give an absolute path for files outside it")
+    if (root / pattern).is_file():
+        return [root / pattern]
+    names = glob.glob(pattern, root_dir=root, recursive=True)  # noqa: PTH207  Path.glob refuses absolute patterns
+    found = [root / name for name in names if (root / name).is_file()]
+    if not found:
+        directory = (root / pattern).is_dir()
+        hint = f"name the directory's files, as in {pattern.rstrip('/')}/*" if directory else "put the file there or correct the path"
+        raise GristmillError(f"no file matches {pattern!r} (relative paths start at {root}); {hint}")
+    return found
+
+
+def shown_path(path: Path, root: Path) -> str:
+    """Return `path` relative to `root` where it lies in it, so that it reads the same on every machine."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
 def file_hashes(paths: Iterable[Path], root: Path) -> dict[str, str]:
-    """Return the SHA-256 of each of `paths`, by its path relative to `root` where it lies there."""
-    return {
-        path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix(): _hash(
-            path, path.stat().st_size, path.stat().st_mtime_ns
-        )
-        for path in paths
-    }
+    """Return the SHA-256 of each of `paths`, by its `shown_path`."""
+    return {shown_path(path, root): _hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
 @lru_cache(maxsize=4096)
 def _hash(path: Path, size: int, modified: int) -> str:
-    """Hash `path` once per process for each size and time of modification: one file often serves many partitions."""
+    """Hash `path` once per process for each size and time of modification: one file often holds many partitions."""
     return sha256_file(path)

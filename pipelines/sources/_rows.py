@@ -6,7 +6,6 @@ name is taken from the column of its own name, where there is one.
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pydantic import AfterValidator, Field
 
 from pipelines.documents import Document, Quarantined
 from pipelines.errors import GristmillError, suggestion
+from pipelines.files import matching_files
 from pipelines.sources import Source
 
 DocumentField = Literal["id", "text", "source", "license", "date", "url", "lang", "title", "metadata"]
@@ -73,30 +73,6 @@ class FileSource(Source):
     def filled(self, domain: str, snapshot: str) -> dict[str, str]:
         """Return `values` for one partition."""
         return {field: expand(value, domain, snapshot) for field, value in self.values.items()}
-
-
-def matching_files(pattern: str, root: Path) -> list[Path]:
-    """Return the files that `pattern` names, relative to `root` unless absolute.
-
-    Raises:
-        GristmillError: it names none, or leaves `root` by ``..``.
-    """
-    if not Path(pattern).is_absolute() and ".." in Path(pattern).parts:
-        raise GristmillError(f"path {pattern!r} leaves the project's directory by '..'; give an absolute path for files outside it")
-    if (root / pattern).is_file():
-        return [root / pattern]
-    names = glob.glob(pattern, root_dir=root, recursive=True)  # noqa: PTH207  Path.glob refuses absolute patterns
-    found = [root / name for name in names if (root / name).is_file()]
-    if not found:
-        directory = (root / pattern).is_dir()
-        hint = f"name the directory's files, as in {pattern.rstrip('/')}/*" if directory else "put the file there or correct the path"
-        raise GristmillError(f"no file matches {pattern!r} (relative paths start at {root}); {hint}")
-    return found
-
-
-def shown_path(path: Path, root: Path) -> str:
-    """Return `path` relative to `root` where it lies in it, so that it reads the same on every machine."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipelines.documents import Document, Quarantined
+from pipelines.files import shown_path
 from pipelines.sources._rows import (
     FIELDS,
     DocumentField,
@@ -22,7 +23,6 @@ from pipelines.sources._rows import (
     document,
     excerpt,
     expand,
-    shown_path,
 )
 from pipelines.sources._streams import MAX_PIECE_BYTES, StreamCutError, chunks, pieces
 

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from pipelines.documents import Document, Quarantined
 from pipelines.errors import GristmillError
+from pipelines.files import shown_path
 from pipelines.sources._rows import (
     DocumentField,
     FileSource,
@@ -27,7 +28,6 @@ from pipelines.sources._rows import (
     expand,
     matching_rows,
     present_columns,
-    shown_path,
     table_documents,
     typed_conditions,
 )

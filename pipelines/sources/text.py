@@ -9,7 +9,8 @@ from pydantic import model_validator
 
 from pipelines.documents import Document, Quarantined
 from pipelines.errors import GristmillError
-from pipelines.sources._rows import FileSource, excerpt, shown_path
+from pipelines.files import shown_path
+from pipelines.sources._rows import FileSource, excerpt
 from pipelines.sources._streams import MAX_PIECE_BYTES, StreamCutError, chunks, pieces
 
 

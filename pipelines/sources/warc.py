@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.documents import Document, Quarantined
-from pipelines.sources._rows import FileSource, excerpt, shown_path
+from pipelines.files import shown_path
+from pipelines.sources._rows import FileSource, excerpt
 from pipelines.sources._streams import (
     CHUNK_BYTES,
     MAX_PIECE_BYTES,
