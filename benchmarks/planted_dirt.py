@@ -15,18 +15,23 @@ import re
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import cleaning, corpus, deduplication, filtering
+from pipelines import cleaning, corpus, deduplication, filter_models, filtering
 from pipelines.configuration import read_project, read_recipe
+from pipelines.decisions import filter_corpus
 from pipelines.documents import partition_file, read_batches
 from pipelines.engine import Engine, map_shards
+from pipelines.files import file_hashes
+from pipelines.filters import FittedFilter
 from pipelines.manifests import Manifest, Member
+from pipelines.plugins import build
 from pipelines.recipes import Project, Recipe, Stage
 from pipelines.store import Build, Store
 
@@ -55,6 +60,12 @@ class _Partition:
     root: Path
     domain: str
     snapshot: str
+    cleaned: Manifest | None = None
+    models: dict[str, Manifest] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return f"{self.domain}|{self.snapshot}"
 
 
 def main() -> None:
@@ -78,49 +89,78 @@ def measure(store: Store, data: Path, *, quick: bool) -> dict[str, object]:
     recipe = _every_domain(read_recipe(root / "recipes" / "code-critical.yaml", project), project)
     snapshots = project.snapshots[:1] if quick else project.snapshots
     asked = [_Partition(store, project, root, domain, snapshot) for snapshot in snapshots for domain in recipe.domains]
-    measured = {f"{m.item.domain}|{m.item.snapshot}": _result(m) for m in map_shards(_measure_partition, asked, Engine())}
-    decisions = _decide(store, project, recipe, measured)
+    ingested = {m.item.key: _result(m) for m in map_shards(_ingest_partition, asked, Engine())}
+    register = _cluster(store, project, ingested)
+    models = _fit(store, project, root, ingested, register)
+    asked = [replace(item, cleaned=ingested[item.key]["cleaned"], models=models) for item in asked]
+    measured = {m.item.key: ingested[m.item.key] | _result(m) for m in map_shards(_score_partition, asked, Engine())}
+    decisions = _decide(store, project, recipe, measured, register)
     return _compare(_labels(data), measured, decisions)
 
 
-def _measure_partition(asked: _Partition) -> dict[str, Manifest]:
-    store, project, key = asked.store, asked.project, f"{asked.domain}|{asked.snapshot}"
+def _ingest_partition(asked: _Partition) -> dict[str, Manifest]:
+    store, project, key = asked.store, asked.project, asked.key
     source, values = project.source_of(asked.domain)
     settings = corpus.corpus_settings(asked.domain, asked.snapshot, source, values, asked.root)
     raw = store.build(Build("raw_corpus", corpus.ingest, settings, key, plugins=(f"pipelines.sources.{source}",))).manifest
     cleaned = store.build(Build("cleaned_corpus", cleaning.clean_corpus, project.cleaning_of(asked.domain), key, {"raw": raw})).manifest
-    found = {"cleaned": cleaned}
-    for stage in ("quality", "toxicity"):
-        families = tuple(_score(store, stage, settings, cleaned, key) for settings in project.score_settings(stage))
-        collect = filtering.CollectSettings(domain=asked.domain, snapshot=asked.snapshot)
-        inputs = {"cleaned": cleaned, "families": families}
-        found[stage] = store.build(Build(f"{stage}_scores", filtering.collect_scores, collect, key, inputs)).manifest
-    found["signatures"] = store.build(
-        Build("duplicate_signatures", deduplication.sign_documents, project.signatures, key, {"cleaned": cleaned})
-    ).manifest
+    signatures = Build("duplicate_signatures", deduplication.sign_documents, project.signatures, key, {"cleaned": cleaned})
+    return {"cleaned": cleaned, "signatures": store.build(signatures).manifest}
+
+
+def _cluster(store: Store, project: Project, ingested: dict[str, dict[str, Manifest]]) -> Manifest:
+    signatures = tuple(manifests["signatures"] for manifests in ingested.values())
+    settings = project.cluster_settings(ingested)
+    return store.build(Build("duplicate_clusters", deduplication.cluster_documents, settings, inputs={"signatures": signatures})).manifest
+
+
+def _fit(store: Store, project: Project, root: Path, ingested: dict[str, dict[str, Manifest]], register: Manifest) -> dict[str, Manifest]:
+    """Return the model of each fitted filter, fitted on the training split of the pinned sample."""
+    found = {}
+    for settings in project.fitted():
+        plugin = cast(FittedFilter, build("filters", settings.filter, settings.settings)).at(root)
+        keys = [key for key in ingested if key.partition("|")[0] in plugin.domains() and key.partition("|")[2] in project.fit_on]
+        inputs = {
+            "sample": tuple(ingested[key]["cleaned"] for key in keys),
+            "splits": tuple(Member(manifest=register, name=f"splits/{partition_file(key)}") for key in keys),
+        }
+        settings = settings.model_copy(update={"files": file_hashes(plugin.files(), root), "root": root})
+        module = f"pipelines.filters.{settings.filter}"
+        request = Build(f"filter_models.{settings.filter}", filter_models.fit_filter, settings, inputs=inputs, plugins=(module,))
+        found[settings.filter] = store.build(request).manifest
     return found
 
 
-def _score(store: Store, stage: Stage, settings: filtering.ScoreSettings, cleaned: Manifest, key: str) -> Manifest:
+def _score_partition(asked: _Partition) -> dict[str, Manifest]:
+    found = {}
+    for stage in ("quality", "toxicity"):
+        families = tuple(_score(asked, stage, settings) for settings in asked.project.score_settings(stage))
+        settings = filtering.CollectSettings(domain=asked.domain, snapshot=asked.snapshot)
+        inputs = {"cleaned": asked.cleaned, "families": families}
+        found[stage] = asked.store.build(Build(f"{stage}_scores", filtering.collect_scores, settings, asked.key, inputs)).manifest
+    return found
+
+
+def _score(asked: _Partition, stage: Stage, settings: filtering.ScoreSettings) -> Manifest:
+    name, settings = f"{stage}_scores.{settings.filter}", filtering.located(settings, asked.root)
+    model = {"model": asked.models[settings.filter]} if settings.filter in asked.models else {}
+    inputs = {"cleaned": asked.cleaned, **model}
     module = f"pipelines.filters.{settings.filter}"
-    return store.build(
-        Build(f"{stage}_scores.{settings.filter}", filtering.score_documents, settings, key, {"cleaned": cleaned}, plugins=(module,))
-    ).manifest
+    return asked.store.build(Build(name, filtering.score_documents, settings, asked.key, inputs, plugins=(module,))).manifest
 
 
-def _decide(store: Store, project: Project, recipe: Recipe, measured: dict[str, dict[str, Manifest]]) -> dict[str, Manifest]:
+def _decide(
+    store: Store, project: Project, recipe: Recipe, measured: dict[str, dict[str, Manifest]], register: Manifest
+) -> dict[str, Manifest]:
     order = list(measured)
     signatures = tuple(measured[key]["signatures"] for key in order)
-    register = store.build(
-        Build("duplicate_clusters", deduplication.cluster_documents, project.cluster_settings(order), inputs={"signatures": signatures})
-    ).manifest
     clusters = tuple(Member(manifest=register, name=f"splits/{partition_file(key)}") for key in order)
     decisions: dict[str, Manifest] = {}
     previous: dict[str, Manifest] = {}
     for stage in ("quality", "toxicity"):
         inputs = {"scores": tuple(measured[key][stage] for key in order), **previous}
         settings = recipe.filter_settings(project, stage)
-        decisions[stage] = store.build(Build(f"{stage}_filtered_corpus", filtering.filter_corpus, settings, inputs=inputs)).manifest
+        decisions[stage] = store.build(Build(f"{stage}_filtered_corpus", filter_corpus, settings, inputs=inputs)).manifest
         previous = {"previous": decisions[stage]}
     inputs = {"decisions": decisions["toxicity"], "clusters": clusters, "signatures": signatures}
     decisions["deduplication"] = store.build(
