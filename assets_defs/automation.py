@@ -16,7 +16,14 @@ from pipelines.manifests import Json
 INGESTED = ("raw_corpus", "cleaned_corpus", "duplicate_signatures")
 FITTED = ("duplicate_clusters", "tokenizer", "embedder", "filter_models")
 MEASURED = ("quality_scores", "toxicity_scores", "document_embeddings", "tokenized_shards")
-DECIDED = ("quality_filtered_corpus", "toxicity_filtered_corpus", "deduplicated_corpus", "selected_subset", "general_checkpoint")
+DECIDED = (
+    "quality_filtered_corpus",
+    "toxicity_filtered_corpus",
+    "threshold_sweep",
+    "deduplicated_corpus",
+    "selected_subset",
+    "general_checkpoint",
+)
 PROBED = ("mixture_probe",)
 TRAINED = ("critical_ratio", "domain_mixture", "pretrained_checkpoint", "evaluation", "report")
 

@@ -17,13 +17,14 @@ from assets_defs import (  # noqa: E402
     mixture,
     report,
     selection,
+    sweeping,
     tokenization,
     training,
 )
 from assets_defs.resources import MillResource  # noqa: E402
 
 ASSETS = dg.load_assets_from_modules(
-    [corpus, filtering, deduplication, tokenization, embedding, selection, training, mixture, evaluation, report]
+    [corpus, filtering, sweeping, deduplication, tokenization, embedding, selection, training, mixture, evaluation, report]
 )
 
 defs = dg.Definitions(

@@ -47,10 +47,11 @@ def write_report(
     mixture: Manifest,
     checkpoint: Manifest,
     evaluation: Manifest,
+    sweep: Manifest | None = None,
 ) -> Outcome:
     """Write ``report.html``, which fetches nothing and runs no script; a table or plot that a manifest lacks is left out."""
     corpus = (raw, cleaned, quality, toxicity, deduplicated, selection)
-    made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation)
+    made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation, sweep)
     placed = [(name, f"{place} {heading}", write(made)) for place, (name, heading, write) in enumerate(SECTIONS, 1)]
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in placed)
     head = f"<header>\n<h1>{text(settings.recipe)}</h1>\n{paragraph(settings.description, kind='quiet')}</header>\n"

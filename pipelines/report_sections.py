@@ -22,11 +22,12 @@ MAX_FINDING = 400
 
 COUNTS = (
     "artifacts available_tokens characters documents documents_in dropped kept kept_held_out kept_train parameters passage passages passed "
-    "planned_tokens quarantined represented seed selected_passages selected_tokens snapshots steps tokens tokens_per_second"
+    "lost_characters lost_documents lost_tokens planned_tokens quarantined represented seed selected_passages selected_tokens "
+    "snapshots steps tokens tokens_per_second"
 )
 FORMS: dict[str, Form] = {
     **dict.fromkeys(COUNTS.split(), count),
-    **dict.fromkeys(("share", "share_before", "share_after", "share_dropped"), percent),
+    **dict.fromkeys(("share", "share_characters_lost", "share_before", "share_after", "share_dropped"), percent),
     **dict.fromkeys(("bits_per_byte_before", "bits_per_byte_after", "loss_before", "loss_after", "mean_similarity"), decimals(3)),
     **dict.fromkeys(("bits_per_byte_change", "loss_change"), CHANGE),
     **dict.fromkeys(("general_delta", "target_delta"), decimals(4, sign=True)),
@@ -82,13 +83,14 @@ class Artifacts:
     mixture: Manifest
     checkpoint: Manifest
     evaluation: Manifest
+    sweep: Manifest | None = None
 
     def assets(self) -> Iterator[tuple[str, tuple[Manifest, ...]]]:
         """Yield each asset's name and its manifests."""
         for field in fields(self):
             value = getattr(self, field.name)
             manifests = value if isinstance(value, tuple) else (value,)
-            if manifests:
+            if manifests and value is not None:
                 yield manifests[0].asset, manifests
 
     def checks(self) -> list[tuple[str, Manifest, Check]]:
@@ -168,7 +170,24 @@ MODES = {"off": "The filter is off: every document is kept.", "inverse": "The fi
 
 def filters(made: Artifacts) -> str:
     """Write what the two filters dropped, where and by which rule."""
-    return _filter("Quality", made.quality) + _filter("Toxicity", made.toxicity)
+    return _filter("Quality", made.quality) + _filter("Toxicity", made.toxicity) + (_costs(made.sweep) if made.sweep else "")
+
+
+MAX_COSTS = 20
+"""Rules listed, those that cost most first."""
+
+
+def _costs(sweep: Manifest) -> str:
+    """Write which rules cost most where, and what each would cost at other thresholds."""
+    ordered = sorted(_table(sweep, "costs"), key=lambda row: -int(row.get("lost_characters") or 0))
+    rows = [{**row, "rule": code(row.get("rule")), "threshold": _threshold({**row, "value": row.get("threshold")})} for row in ordered]
+    columns = "domain rule threshold lost_documents lost_characters lost_tokens share_characters_lost"
+    costly = [row for row in rows if row.get("lost_documents")][:MAX_COSTS]
+    caption = "What the recipe would keep more of without one rule, all others as they are"
+    body = table(costly, _columns(columns), caption=caption)
+    note = "One rule moves, all others stay; a dot is the recipe's threshold. A line that is flat at its dot leaves the choice free."
+    body += folded("Curves over every threshold, by rule and domain", paragraph(note, kind="quiet") + figures(_plots(sweep)))
+    return f"<h3>What each rule costs</h3>\n{body}" if costly or sweep.outcome.plots else ""
 
 
 def _filter(name: str, decided: Manifest) -> str:

@@ -23,6 +23,7 @@ STEPS = (
     "filter_models",
     "filtering",
     "decisions",
+    "sweeping",
     "deduplication",
     "embedding",
     "selection",

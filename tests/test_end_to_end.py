@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE_ASSETS = (
     "quality_filtered_corpus",
     "toxicity_filtered_corpus",
+    "threshold_sweep",
     "deduplicated_corpus",
     "selected_subset",
     "general_checkpoint",

@@ -80,6 +80,11 @@ def held_out(domain: str, role: str, change: float) -> dict[str, Json]:
     return row
 
 
+def cost(rule: str, documents: int, characters: int) -> dict[str, Json]:
+    bound = {"domain": "wiki", "stage": "quality", "rule": f"words.{rule}", "keep": "at_least", "threshold": 30.0}
+    return bound | {"lost_documents": documents, "lost_characters": characters, "share_characters_lost": characters / 9000}
+
+
 def full(store: Store, **changes: dict[str, Json]) -> dict[str, Manifest | tuple[Manifest, ...]]:
     """Publish a set of manifests in the shapes that the steps write; `changes` lays other outcomes over two of them."""
     read = {"documents_in": 1500, "kept": 1490, "dropped": 0, "quarantined": 10, "characters": 9000, "bytes": 9100}
@@ -109,6 +114,12 @@ def full(store: Store, **changes: dict[str, Json]) -> dict[str, Manifest | tuple
         "quality": decided(store, "quality_filtered_corpus", 2980, 400, "gopher_quality.num_words"),
         "toxicity": decided(store, "toxicity_filtered_corpus", 2580, 80, "toxicity.document_probability"),
         "deduplicated": decided(store, "deduplicated_corpus", 2500, 260, "exact_duplicate", kept_train=2000, kept_held_out=240),
+        "sweep": stub(
+            store,
+            "threshold_sweep",
+            tables={"costs": [cost("short", 3, 700), cost("free", 0, 0)]},
+            plots=["threshold_sweep.png"],
+        ),
         "selection": stub(
             store,
             "selected_subset",
@@ -201,7 +212,7 @@ def test_the_answer_is_made_of_the_numbers(whole):
     assert "rises by no more than 0.05 nats per token, is 0.680 (95 % interval 0.658 to 0.703)." in said
     assert "On held-out target text the loss fell: −2.500 nats per token (95 % interval −2.510 to −2.490)." in said
     assert "On held-out general text the loss rose: +0.030 nats per token (95 % interval +0.020 to +0.040), which is within the" in said
-    assert "1 of 28 checks failed: enough of evaluation[r]." in said
+    assert "1 of 30 checks failed: enough of evaluation[r]." in said
 
 
 def test_the_funnel_follows_the_documents(whole):
@@ -219,10 +230,15 @@ def test_the_funnel_follows_the_documents(whole):
     assert rows[5][3:] == ["1,000,000", "240 held out"]
 
 
+def test_rules_that_cost_something_are_listed(whole):
+    (row,) = next(table for table in read(whole).tables if "Lost documents" in table[0])[1:]
+    assert row == ["wiki", "words.short", "≥ 30", "3", "700", "–", "7.8 %"]
+
+
 def test_every_check_and_every_artifact_is_listed(whole):
     reader = read(whole)
     every = next(table for table in reader.tables if table[0][:3] == ["Asset", "Partition", "Check"])
-    assert len(every) - 1 == 28
+    assert len(every) - 1 == 30
     assert ["evaluation", "r", "enough", "failed", "below 100,000 tokens: code"] in every
     lineage = next(table for table in reader.tables if "Fingerprint" in table[0])
     inputs = {reference.fingerprint for references in whole.inputs.values() for reference in references}
@@ -233,7 +249,7 @@ def test_every_check_and_every_artifact_is_listed(whole):
 
 def test_plots_are_inside_with_a_text_instead(store, whole):
     images = read(whole).images
-    assert len(images) == whole.counts["plots"] == 10
+    assert len(images) == whole.counts["plots"] == 11
     assert all(image["alt"] for image in images)
     plot = full(store)["selection"].file("coverage.png").read_bytes()
     assert plot in [base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in images]
