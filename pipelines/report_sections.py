@@ -52,6 +52,9 @@ HEADINGS = {
     "kept_train": "Kept, train",
     "loss_after": "After",
     "loss_before": "Before",
+    "lost_characters": "Characters",
+    "lost_documents": "Documents",
+    "lost_tokens": "Tokens",
     "loss_change": "Change [95 %]",
     "mean_similarity": "Mean cosine",
     "measure": "Certificate",
@@ -61,6 +64,7 @@ HEADINGS = {
     "seen": "What was seen",
     "selected_passages": "Selected",
     "share": "Share of tokens",
+    "share_characters_lost": "Of all",
     "target_delta": "Change of target loss",
     "tokens_per_second": "Tokens/s",
 }
