@@ -9,28 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numba import njit
 
-OFFSET, PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
-"""Of FNV-1a, 64 bits, over code points."""
-WORD, SPACE, STOP, CLOSER, LINE_FEED = 1, 2, 4, 8, 16
-"""Classes of characters: in words, white space, an end of a sentence, what may close one before the space, and the line feed."""
-STOPS, CLOSERS = ".!?", "\"'”’)]"
+from pipelines.filters._vocabulary import LINE_FEED, OFFSET, PRIME, STOP, Vocabulary, character_classes, encode, lookup, vocabulary
 
 
 @dataclass(frozen=True)
 class LinearWords:
     """A vocabulary as an open hash table, and the models' weights."""
 
-    table: np.ndarray
-    """int32: number of the word at each hash, -1 where there is none; its length is a power of two."""
-    letters: np.ndarray
-    """uint32: the code points of all words, one after the other."""
-    bounds: np.ndarray
-    """int64, one more than words."""
+    words: Vocabulary
+    """The words by number."""
     idf: np.ndarray
     """float64 per word."""
     weights: np.ndarray
@@ -39,13 +30,10 @@ class LinearWords:
     """float64 per model."""
 
     @classmethod
-    def of(cls, vocabulary: Mapping[str, int], idf: np.ndarray, weights: np.ndarray, intercepts: np.ndarray) -> LinearWords:
-        """Return the models over `vocabulary`, a number for each word from 0 up; `weights` has a row per model."""
-        words = sorted(vocabulary, key=vocabulary.__getitem__)
-        bounds = np.concatenate(([0], np.cumsum([len(word) for word in words]))).astype(np.int64)
-        letters = _codes("".join(words))
-        table = _hash_table(letters, bounds, 1 << (4 * len(words)).bit_length())
-        return cls(table, letters, bounds, np.asarray(idf, np.float64), np.ascontiguousarray(weights.T, np.float64), np.asarray(intercepts))
+    def of(cls, numbers: Mapping[str, int], idf: np.ndarray, weights: np.ndarray, intercepts: np.ndarray) -> LinearWords:
+        """Return the models over the words of `numbers`, which are 0 and up; `weights` has a row per model."""
+        words = vocabulary(sorted(numbers, key=numbers.__getitem__))
+        return cls(words, np.asarray(idf, np.float64), np.ascontiguousarray(weights.T, np.float64), np.asarray(intercepts))
 
     def decide(self, texts: Sequence[str], max_sentence_characters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the values of the decision functions of `texts` and of their sentences, and each text's number of sentences.
@@ -53,68 +41,13 @@ class LinearWords:
         A sentence ends at a line feed, or at white space after a stop; what follows `max_sentence_characters` of lower case is
         left out. One of white space alone is none.
         """
-        lowered = [text.lower() for text in texts]
-        bounds = np.concatenate(([0], np.cumsum([len(text) for text in lowered]))).astype(np.int64)
-        codes = _codes("".join(lowered))
+        codes, bounds = encode([text.lower() for text in texts])
         most = int(np.count_nonzero(character_classes()[codes] & (STOP | LINE_FEED))) + len(texts)
         documents, sentences = np.empty((len(texts), self.weights.shape[1])), np.empty((most, self.weights.shape[1]))
         counts = np.zeros(len(texts), np.int64)
-        arrays = (self.table, self.letters, self.bounds, self.idf, self.weights, self.intercepts)
+        arrays = (*self.words, self.idf, self.weights, self.intercepts)
         used = _decide(codes, bounds, character_classes(), max_sentence_characters, *arrays, documents, sentences, counts)
         return documents, sentences[:used], counts
-
-
-@cache
-def character_classes() -> np.ndarray:
-    """Return the classes of every code point, uint8, as `re` and `str` see them."""
-    classes = np.zeros(0x110000, np.uint8)
-    for code in range(0x110000):
-        character = chr(code)
-        if character.isalnum():
-            classes[code] = WORD
-        elif character.isspace():
-            classes[code] = SPACE
-    classes[ord("_")] = WORD
-    classes[[ord(character) for character in STOPS]] |= STOP
-    classes[[ord(character) for character in CLOSERS]] |= CLOSER
-    classes[ord("\n")] |= LINE_FEED
-    return classes
-
-
-def _codes(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-@njit(cache=True)
-def _hash_table(letters: np.ndarray, bounds: np.ndarray, size: int) -> np.ndarray:
-    table = np.full(size, -1, np.int32)
-    for word in range(len(bounds) - 1):
-        hashed = OFFSET
-        for place in range(bounds[word], bounds[word + 1]):
-            hashed = (hashed ^ np.uint64(letters[place])) * PRIME
-        slot = np.int64(hashed & np.uint64(size - 1))
-        while table[slot] >= 0:
-            slot = (slot + 1) & (size - 1)
-        table[slot] = word
-    return table
-
-
-@njit(cache=True, nogil=True)
-def _find(codes, start, end, hashed, table, letters, bounds):  # noqa: ANN001, ANN202
-    """Return the number of the word ``codes[start:end]``, -1 where it is not in the vocabulary."""
-    mask = len(table) - 1
-    slot = np.int64(hashed & np.uint64(mask))
-    while table[slot] >= 0:
-        word = table[slot]
-        first = bounds[word]
-        if bounds[word + 1] - first == end - start:
-            place = 0
-            while place < end - start and letters[first + place] == codes[start + place]:
-                place += 1
-            if place == end - start:
-                return word
-        slot = (slot + 1) & mask
-    return np.int32(-1)
 
 
 @njit(cache=True, nogil=True)
@@ -166,12 +99,12 @@ def _decide(codes, texts, classes, limit, table, letters, bounds, idf, weights, 
                     hashed = (hashed ^ np.uint64(codes[place])) * PRIME
                     place += 1
                 visible, closing = True, False
-                word = _find(codes, start, place, hashed, table, letters, bounds) if place - start > 1 else np.int32(-1)
+                word = lookup(codes, start, place, hashed, table, letters, bounds) if place - start > 1 else np.int32(-1)
                 if word >= 0:
                     bag[in_bag] = word
                     in_bag += 1
                 if place > cut:
-                    word = _find(codes, start, cut, at_cut, table, letters, bounds) if cut - start > 1 else np.int32(-1)
+                    word = lookup(codes, start, cut, at_cut, table, letters, bounds) if cut - start > 1 else np.int32(-1)
                 if word >= 0:
                     part[in_part] = word
                     in_part += 1
