@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipelines.documents import DECISION_SCHEMA, ROWS_PER_GROUP, row_count
+from pipelines.documents import ALL_DOMAINS, DECISION_SCHEMA, ROWS_PER_GROUP, row_count
 from pipelines.errors import GristmillError, UnknownName
 from pipelines.filters import Filter
 from pipelines.intervals import wilson
@@ -33,8 +33,6 @@ PASSED = "passes_all_rules"
 """The reason given where an inverse filter drops a document; it has no score and no threshold."""
 LANGUAGE, TOPICS = "language.language", "topics.mentioned"
 """Columns of labels that the tables read where they were scored: a document's language; its topics, with commas between them."""
-ALL_DOMAINS = "(all)"
-"""Stands for every domain together in the table of topics."""
 
 Rows = list[dict[str, Json]]
 
@@ -238,17 +236,21 @@ def _by_rule(settings: FilterSettings, columns: Sequence[str]) -> str:
 def _by_topic(connection: duckdb.DuckDBPyConnection, settings: FilterSettings) -> Rows:
     """Return, by domain and topic, the share of documents flagged, with Wilson's 95 % interval and the ratio to the domain's own share.
 
-    The interval of the ratio is that of the share, over the domain's share as it was measured.
+    The interval of the ratio is that of the share, over the domain's share as it was measured. For all domains together that is
+    the share to be expected of documents from the same domains (indirect standardisation): a topic is not blamed for its domain.
     """
     judging = _judging(settings)
     if not judging:
         return []
     flagged = f"SELECT domain, topics, len(reasons) > 0 AS flagged FROM judged WHERE domain IN ({', '.join(map(_quoted, judging))})"
-    counted = f"""WITH f AS (SELECT unnest([domain, {_quoted(ALL_DOMAINS)}]) AS domain, topics, flagged FROM ({flagged})),
-        mentioned AS (SELECT domain, unnest(string_split(topics, ',')) AS topic, flagged FROM f WHERE topics <> ''),
-        base AS (SELECT domain, count(*) FILTER (flagged) / count(*) AS base FROM f GROUP BY domain)
-        SELECT domain, topic, count(*) AS documents, count(*) FILTER (flagged) AS flagged, any_value(base) AS base
-        FROM mentioned JOIN base USING (domain) GROUP BY domain, topic ORDER BY domain, topic"""
+    counted = f"""WITH f AS ({flagged}), base AS (SELECT domain, count(*) FILTER (flagged) AS hits, count(*) AS of FROM f GROUP BY domain),
+        mentioned AS (SELECT domain, unnest(string_split(topics, ',')) AS topic, count(*) AS documents, count(*) FILTER (flagged) AS flagged
+            FROM f WHERE topics <> '' GROUP BY domain, topic),
+        expected AS (SELECT *, documents * hits / of AS expected FROM mentioned JOIN base USING (domain))
+        SELECT domain, topic, documents, flagged, expected / documents AS base FROM expected
+        UNION ALL SELECT {_quoted(ALL_DOMAINS)}, topic, sum(documents)::BIGINT, sum(flagged)::BIGINT,
+            list_sum(list(expected ORDER BY domain)) / sum(documents) FROM expected GROUP BY topic
+        ORDER BY domain, topic"""
     rows: Rows = []
     for row in _rows(connection, counted):
         documents, hits, base = cast(int, row["documents"]), cast(int, row["flagged"]), cast(float, row["base"])

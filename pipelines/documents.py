@@ -39,6 +39,9 @@ DECISION_SCHEMA = pa.schema(
 """A decision per document that came in: `lang` is the language that a filter identified, null where none did; `rule`, `score`
 and `threshold` are of the first rule that failed, null for a kept document; `reasons` has all that failed."""
 
+ALL_DOMAINS = "(all)"
+"""Stands for every domain together in tables by domain."""
+
 ROWS_PER_GROUP = 2_000
 BYTES_PER_GROUP = 32 * 1024 * 1024
 """A row group is closed when its strings reach this size, so that long documents are written in bounded memory too."""

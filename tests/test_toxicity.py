@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.toxicity import auc, matched
 from pipelines import plugins
 from pipelines.filters import Filter
 from pipelines.filters._vocabulary import character_classes
@@ -81,6 +83,18 @@ def test_topics_by_hand() -> None:
 
 
 def test_one_word_does_not_make_a_long_text_mention_a_topic() -> None:
-    text = "word " * 999
+    text = "word " * 990
     assert mentioned(f"{text} surgeon", f"{text} surgeon surgeons") == ["", "medicine"]
     assert mentioned(f"{text} surgeon", min_per_thousand_words=1) == ["medicine"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))
+def test_the_area_under_the_curve_is_that_of_all_pairs(positive: list[int], negative: list[int]) -> None:
+    pairs = [1.0 if high > low else 0.5 if high == low else 0.0 for high in positive for low in negative]
+    assert auc(np.array(positive, float), np.array(negative, float)) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_clean_sentences_are_as_long_as_the_prompts_and_each_is_taken_once() -> None:
+    pool = ["x" * length for length in (5, 5, 9, 30)]
+    assert sorted(map(len, matched(["a" * 5, "b" * 5, "c" * 8], pool))) == [5, 5, 9]

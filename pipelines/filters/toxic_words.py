@@ -20,7 +20,10 @@ from pipelines.filters import Filter, Rule
 from pipelines.filters._punctuation import PUNCTUATION
 from pipelines.filters._words import Words, in_groups, share, split_words
 
-SAMPLE = "more in 67% of 993 toxic prompts (RealToxicityPrompts) and in 0.5% of 3,000 sentences of WikiText-2"
+SAMPLE = (
+    "more in 66.5% of 993 toxic prompts (RealToxicityPrompts; at 0.02: 66.7%), in 0.08% of 19,914 clean documents of the embedded "
+    "sample (0.20%) and in 3.1% of those on sexual health (9.2%)"
+)
 
 LIST_SHA256 = "ef2c957d0449baaa86ecdda6c2c998b42151823240179e1efcd427432243c4d6"
 """Of the list's bytes: so a changed list is changed code, and documents are scored again."""
@@ -31,7 +34,7 @@ _AROUND = "".join(sorted(PUNCTUATION))
 class ToxicWords(Filter):
     """Listed words per word."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (Rule("listed_word_fraction", "at_most", 0.02, SAMPLE),)
+    rules: ClassVar[tuple[Rule, ...]] = (Rule("listed_word_fraction", "at_most", 0.04, SAMPLE),)
 
     def score(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         return in_groups(_score, texts, [rule.name for rule in self.rules])
