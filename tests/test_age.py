@@ -63,6 +63,7 @@ def test_two_dates_of_one_kind_are_no_date(day: date, apart: int) -> None:
         "On 7 December 1941 the harbour was attacked.",
         "= Action of 13 September 1810 =\n\nThe action was inconclusive.",
         "03/04/2019",
+        "A passage.\n\nCopyright 2019. All rights reserved. Share this page",
         "2019-02-30",
         "Version 3.10.2\n\nNothing but a version.",
         "Call 2019-555-0100.",

@@ -44,7 +44,11 @@ _LABEL = (
 )
 _OWN_LINE = re.compile(rf"[\W_]*(?:{_LABEL})?{_WEEKDAY}(?:{_DATE}){_CLOCK}[\W_]*", re.IGNORECASE)
 _SIGNED = re.compile(rf"\s*(?:by\s|--|—|–)[^\n]*?\W{_WEEKDAY}(?:{_DATE}){_CLOCK}[\W_]*", re.IGNORECASE)
-_COPYRIGHT = re.compile(r"(?:copyright|©|\(c\))[^\n\d]{0,60}((?:\d{4}\s*(?:[-–,&/]|and|to)?\s*){1,20})", re.IGNORECASE)
+_COPYRIGHT = re.compile(
+    r"(?:copyright\s*(?:\(c\)|©|&copy;)?|©|&copy;|\(c\)\s*(?:copyright)?)[\s:]*(?P<holder>[^\n\d]{0,60})"
+    r"(?P<years>(?:\d{4}\s*(?:[-–,&/]|and|to)?\s*){1,20})(?:by\s)?\s*(?P<after>[^\n]{0,10})",
+    re.IGNORECASE,
+)
 _PATH = re.compile(
     r"/(?P<y0>(?:19|20)\d\d)/(?P<m0>0?[1-9]|1[0-2])(?:/(?P<d0>0?[1-9]|[12]\d|3[01]))?(?=/|$|[-?#.])"
     r"|(?<![\w.])(?P<y1>(?:19|20)\d\d)(?P<s1>[-_])(?P<m1>\d\d)(?P=s1)(?P<d1>\d\d)(?![\w.]\d)"
@@ -110,8 +114,8 @@ def date_of_text(text: str) -> Dated | None:
     """Return the date that `text` gives itself near its start or end, else None.
 
     In order: lines that are a date, with or without a label such as "Published"; a signature line ("By A. Author, 3 May 2019",
-    "-- Name  Sun, 25 Jan 1998"); a heading with one date in digits, year first; the latest year of the copyright lines. Where two
-    lines of the same kind state different dates, none of them is taken, and none of the kinds after it is tried.
+    "-- Name  Sun, 25 Jan 1998"); a heading with one date in digits, year first; the latest year of the copyright lines at the start.
+    Where two lines of the same kind state different dates, none of them is taken, and none of the kinds after it is tried.
     """
     if len(text) <= HEAD_CHARACTERS + TAIL_CHARACTERS:
         lines = text.split("\n")
@@ -127,7 +131,20 @@ def date_of_text(text: str) -> Dated | None:
     for found in kinds:
         if found:
             return found.pop() if len(found) == 1 else None
-    years = [int(year) for match in _COPYRIGHT.finditer("\n".join(short)) for year in re.findall(r"\d{4}", match[1])]
+    return _of_copyright("\n".join(line for line in text[:HEAD_CHARACTERS].split("\n") if len(line) <= MAX_LINE_CHARACTERS))
+
+
+def _of_copyright(text: str) -> Dated | None:
+    """Return the latest year of the copyright lines of `text` that name a holder.
+
+    Those without one, and those at the end of a text, are page footers: on the sample's passages with a known date every one of
+    them stated another year.
+    """
+    years: list[int] = []
+    for match in _COPYRIGHT.finditer(text):
+        after = match["after"].lower()
+        if any(c.isalpha() for c in match["holder"]) or (after[:1].isalpha() and not after.startswith("all rights")):
+            years += map(int, re.findall(r"\d{4}", match["years"]))
     return Dated(max(years)) if years and min(years) >= FIRST_COPYRIGHT_YEAR else None
 
 
