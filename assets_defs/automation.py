@@ -14,13 +14,15 @@ from pipelines.errors import GristmillError
 from pipelines.manifests import Json
 
 INGESTED = ("raw_corpus", "cleaned_corpus", "duplicate_signatures")
-FITTED = ("duplicate_clusters", "tokenizer", "embedder", "filter_models")
-MEASURED = ("quality_scores", "toxicity_scores", "document_embeddings", "tokenized_shards")
+FITTED = ("duplicate_clusters", "tokenizer", "embedder", "filter_models", "evaluation_index")
+MEASURED = ("quality_scores", "toxicity_scores", "contamination", "document_embeddings", "tokenized_shards")
 DECIDED = (
     "quality_filtered_corpus",
     "toxicity_filtered_corpus",
     "threshold_sweep",
+    "decontaminated_corpus",
     "deduplicated_corpus",
+    "age_splits",
     "selected_subset",
     "general_checkpoint",
 )
@@ -33,10 +35,10 @@ def _job(name: str, assets: tuple[str, ...], description: str):  # noqa: ANN202 
 
 
 ingest = _job("ingest", INGESTED, "By source: read, clean and sign.")
-fit = _job("fit", FITTED, "Once: near-duplicate clusters with the held-out split, tokenizer, embedder, models of the fitted filters.")
-measure = _job("measure", MEASURED, "By source: score, embed and tokenize, after `fit`.")
+fit = _job("fit", FITTED, "Once: clusters of near-duplicates with the held-out split, tokenizer, embedder, fitted filters, evaluation texts.")
+measure = _job("measure", MEASURED, "By source: score, look for evaluation texts, embed and tokenize, after `fit`.")
 ingest_and_measure = _job("ingest_and_measure", INGESTED + MEASURED, "By source, everything: what a new snapshot needs once `fit` has run.")
-decide = _job("decide", DECIDED, "By recipe: filter, deduplicate, select, and train the general checkpoint.")
+decide = _job("decide", DECIDED, "By recipe: filter, decontaminate, deduplicate, split by age, select, and train the general checkpoint.")
 probe = _job("probe", PROBED, "By recipe and probe: train at one target share.")
 train = _job("train", TRAINED, "By recipe: critical ratio, mixture, pretrained checkpoint, evaluation, report.")
 

@@ -54,13 +54,13 @@ def duplicate_clusters(mill: Mill, partition: None) -> Build:
     step=deduplication.deduplicate,
     audits=deduplication.DEDUPLICATION_AUDITS,
     partitions=RECIPE,
-    deps=["toxicity_filtered_corpus", "duplicate_clusters", dg.AssetDep("duplicate_signatures", partition_mapping=ALL)],
+    deps=["decontaminated_corpus", "duplicate_clusters", dg.AssetDep("duplicate_signatures", partition_mapping=ALL)],
     kinds={"duckdb"},
 )
 def deduplicated_corpus(mill: Mill, partition: str) -> Build:
     """One document per near-duplicate cluster, by the recipe's rule, and the split of each.
 
-    Input: toxicity_filtered_corpus, duplicate_clusters, duplicate_signatures.
+    Input: decontaminated_corpus, duplicate_clusters, duplicate_signatures.
     """
     recipe = mill.recipe(partition)
     return Build(
@@ -69,7 +69,7 @@ def deduplicated_corpus(mill: Mill, partition: str) -> Build:
         step=deduplication.deduplicate,
         settings=recipe.deduplication,
         inputs={
-            "decisions": mill.store.current("toxicity_filtered_corpus", partition),
+            "decisions": mill.store.current("decontaminated_corpus", partition),
             "clusters": mill.splits(mill.source_partitions(recipe, "duplicate_signatures")),
             "signatures": mill.sources("duplicate_signatures", recipe),
         },

@@ -8,7 +8,9 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 from assets_defs import (  # noqa: E402
+    age_splits,
     automation,
+    contamination,
     corpus,
     deduplication,
     embedding,
@@ -24,7 +26,21 @@ from assets_defs import (  # noqa: E402
 from assets_defs.resources import MillResource  # noqa: E402
 
 ASSETS = dg.load_assets_from_modules(
-    [corpus, filtering, sweeping, deduplication, tokenization, embedding, selection, training, mixture, evaluation, report]
+    [
+        corpus,
+        filtering,
+        sweeping,
+        contamination,
+        deduplication,
+        age_splits,
+        tokenization,
+        embedding,
+        selection,
+        training,
+        mixture,
+        evaluation,
+        report,
+    ]
 )
 
 defs = dg.Definitions(

@@ -131,7 +131,7 @@ def _print_results(name: str, seconds: float) -> None:
     console = Console(width=130)
     funnel = Table(title=f"{name}: what was kept", title_justify="left")
     _columns(funnel, ["step", "documents in", "kept", "dropped"])
-    for asset in ("quality_filtered_corpus", "toxicity_filtered_corpus", "deduplicated_corpus"):
+    for asset in ("quality_filtered_corpus", "toxicity_filtered_corpus", "decontaminated_corpus", "deduplicated_corpus"):
         counts = mill.store.current(asset, name).counts
         funnel.add_row(asset, *(f"{counts[key]:,}" for key in ("documents_in", "kept", "dropped")))
     console.print(funnel)

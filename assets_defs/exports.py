@@ -9,7 +9,7 @@ from pipelines.corpus import export_corpus
 from pipelines.errors import GristmillError, UnknownName
 
 CORPORA = ("raw_corpus", "cleaned_corpus")
-DECISIONS = ("quality_filtered_corpus", "toxicity_filtered_corpus", "deduplicated_corpus")
+DECISIONS = ("quality_filtered_corpus", "toxicity_filtered_corpus", "decontaminated_corpus", "deduplicated_corpus")
 
 
 def export_partition(mill: Mill, asset: str, partition: str, directory: Path) -> int:

@@ -34,6 +34,10 @@ def read_project(path: Path) -> Project:
     for name in project.domains:
         problems += _attempt(lambda name=name: project.cleaning_of(name))
         problems += _plugin_problems(f"{path.name}: domains.{name}", [("sources", *project.source_of(name))])
+    for name, chosen in project.evaluation_sets.items():
+        if chosen.domain and chosen.domain not in project.domains:
+            hint = suggestion(chosen.domain, project.domains)
+            problems.append(f"{path.name}: evaluation_sets.{name}: unknown domain {chosen.domain!r}{hint}")
     problems += _attempt(lambda: project.cluster_settings(()))
     _raise(problems)
     _raise(_fit_problems(path.name, project))

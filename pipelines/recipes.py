@@ -14,7 +14,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipelines import plugins
+from pipelines.age_splits import AgeSplitSettings
 from pipelines.cleaning import CleaningSettings
+from pipelines.contamination import DecontaminationSettings, EvaluationSet, NgramSettings
 from pipelines.decisions import FilterSettings, Threshold, default_thresholds
 from pipelines.deduplication import ClusterSettings, DeduplicationSettings, SignatureSettings
 from pipelines.embedding import EmbedderSettings, EmbeddingSettings
@@ -93,6 +95,10 @@ class Project(Settings):
     """A plugin of `embedders/`."""
     embedder_settings: dict[str, Json] = Field(default_factory=dict)
     """Settings of the embedder."""
+    evaluation_sets: dict[str, EvaluationSet] = Field(default_factory=dict)
+    """Texts that no training document may hold."""
+    contamination: NgramSettings = NgramSettings()
+    """How they are looked for."""
     domains: dict[str, DomainSettings]
     """The domains."""
 
@@ -265,8 +271,12 @@ class Recipe(Settings):
     """The quality filter."""
     toxicity: StageSettings = StageSettings()
     """The toxicity filter."""
+    decontamination: DecontaminationSettings = DecontaminationSettings()
+    """Which documents are dropped for holding text of an evaluation set."""
     deduplication: DeduplicationSettings = DeduplicationSettings()
     """Which copy survives."""
+    age_splits: AgeSplitSettings = AgeSplitSettings()
+    """The periods of studies in time."""
     selection: Selection
     """Which passages are trained on."""
     model: ModelSettings
@@ -305,6 +315,13 @@ class Recipe(Settings):
             layers = (getattr(project, stage), getattr(project.domain(domain), stage), mine.filters, mine.domains.get(domain, {}))
             thresholds[domain] = resolve_thresholds(layers)
         return FilterSettings(mode=mine.mode, thresholds=thresholds)
+
+    def decontamination_settings(self, project: Project) -> FilterSettings:
+        """Return the limits of contamination for every domain but those that are evaluated on."""
+        spared = {*self.roles.evaluation, *(chosen.domain for chosen in project.evaluation_sets.values())}
+        limits = {rule: Threshold(keep="at_most", value=value) for rule, value in self.decontamination.limits().items()}
+        thresholds = {domain: {} if domain in spared else limits for domain in self.domains}
+        return FilterSettings(mode=self.decontamination.mode, thresholds=thresholds)
 
     def selection_settings(self) -> SelectionSettings:
         """Return the settings of the subset selection."""

@@ -48,10 +48,11 @@ def write_report(
     checkpoint: Manifest,
     evaluation: Manifest,
     sweep: Manifest | None = None,
+    decontaminated: Manifest | None = None,
 ) -> Outcome:
     """Write ``report.html``, which fetches nothing and runs no script; a table or plot that a manifest lacks is left out."""
     corpus = (raw, cleaned, quality, toxicity, deduplicated, selection)
-    made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation, sweep)
+    made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation, sweep, decontaminated)
     placed = [(name, f"{place} {heading}", write(made)) for place, (name, heading, write) in enumerate(SECTIONS, 1)]
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in placed)
     head = f"<header>\n<h1>{text(settings.recipe)}</h1>\n{paragraph(settings.description, kind='quiet')}</header>\n"
@@ -141,6 +142,7 @@ def _funnel(made: Artifacts) -> Html:
         ("Cleaned", total(made.cleaned, "kept"), total(made.cleaned, "characters"), None, _lost(made.cleaned, "dropped")),
         ("Quality filter", made.quality.counts.get("kept"), None, None, _lost((made.quality,), "dropped")),
         ("Toxicity filter", made.toxicity.counts.get("kept"), None, None, _lost((made.toxicity,), "dropped")),
+        *_decontamination(made.decontaminated),
         ("Deduplication", counts.get("kept"), counts.get("kept_characters"), None, _lost((made.deduplicated,), "dropped")),
         (
             "For training",
@@ -164,6 +166,11 @@ def _funnel(made: Artifacts) -> Html:
     ]
     numbers = [Column(key, key.capitalize(), count) for key in ("documents", "characters", "tokens")]
     return table(rows, [Column("step", "Step"), *numbers, Column("lost", "Left out", count)], wide=True)
+
+
+def _decontamination(decided: Manifest | None) -> list[tuple[str, int | None, None, None, str]]:
+    """Return the step's row, where the recipe has one."""
+    return [("Decontamination", decided.counts.get("kept"), None, None, _lost((decided,), "dropped"))] if decided else []
 
 
 def _lost(manifests: Sequence[Manifest], key: str) -> str:

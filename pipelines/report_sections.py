@@ -88,6 +88,7 @@ class Artifacts:
     checkpoint: Manifest
     evaluation: Manifest
     sweep: Manifest | None = None
+    decontaminated: Manifest | None = None
 
     def assets(self) -> Iterator[tuple[str, tuple[Manifest, ...]]]:
         """Yield each asset's name and its manifests."""
@@ -174,7 +175,9 @@ MODES = {"off": "The filter is off: every document is kept.", "inverse": "The fi
 
 def filters(made: Artifacts) -> str:
     """Write what the two filters dropped, where and by which rule."""
-    return _filter("Quality", made.quality) + _filter("Toxicity", made.toxicity) + (_costs(made.sweep) if made.sweep else "")
+    decontaminated = _filter("Decontamination", made.decontaminated) if made.decontaminated else ""
+    costs = _costs(made.sweep) if made.sweep else ""
+    return _filter("Quality", made.quality) + _filter("Toxicity", made.toxicity) + decontaminated + costs
 
 
 MAX_COSTS = 20

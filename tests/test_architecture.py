@@ -24,7 +24,9 @@ STEPS = (
     "filtering",
     "decisions",
     "sweeping",
+    "contamination",
     "deduplication",
+    "age_splits",
     "embedding",
     "selection",
     "tokenization",
@@ -38,10 +40,13 @@ LAYERS = {
     "definitions": ("assets_defs",),
     "recipes": ("configuration", "recipes"),
     "steps": STEPS,
-    "parts": ("checkpoints", "duplicate_register", "explanation", "minhash", "models", "pages", "report_sections", "shards", "trainer"),
+    "parts": (
+        *("checkpoints", "duplicate_register", "explanation", "filter_tables", "minhash", "models", "ngrams", "pages", "report_sections"),
+        *("shards", "trainer"),
+    ),
     "plugins": plugins.KINDS,
     "store": ("store", "tracking"),
-    "shared": ("code_version", "documents", "engine", "errors", "files", "intervals", "manifests", "plots", "plugins", "progress"),
+    "shared": ("code_version", "documents", "engine", "errors", "files", "intervals", "manifests", "plots", "plugins", "progress", "words"),
 }
 """From the top down. A part belongs to steps and is no step; the rest of the names are modules or folders of `pipelines`."""
 ALSO = {

@@ -22,7 +22,9 @@ RECIPE_ASSETS = (
     "quality_filtered_corpus",
     "toxicity_filtered_corpus",
     "threshold_sweep",
+    "decontaminated_corpus",
     "deduplicated_corpus",
+    "age_splits",
     "selected_subset",
     "general_checkpoint",
     "critical_ratio",
@@ -109,7 +111,7 @@ def test_documents_are_conserved_from_raw_text_to_selection(milled: Project) -> 
     cleaned = [store.current("cleaned_corpus", key).counts for key in taken]
     assert sum(c["kept"] for c in raw) == sum(c["documents_in"] for c in cleaned)
     incoming = sum(c["kept"] for c in cleaned)
-    for asset in ("quality_filtered_corpus", "toxicity_filtered_corpus", "deduplicated_corpus"):
+    for asset in ("quality_filtered_corpus", "toxicity_filtered_corpus", "decontaminated_corpus", "deduplicated_corpus"):
         counts = store.current(asset, "tiny").counts
         assert counts["documents_in"] == incoming == counts["kept"] + counts["dropped"] + counts["quarantined"]
         incoming = counts["kept"]

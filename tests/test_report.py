@@ -113,6 +113,7 @@ def full(store: Store, **changes: dict[str, Json]) -> dict[str, Manifest | tuple
         "cleaned": tuple(stub(store, "cleaned_corpus", source, counts=clean) for source in sources),
         "quality": decided(store, "quality_filtered_corpus", 2980, 400, "gopher_quality.num_words"),
         "toxicity": decided(store, "toxicity_filtered_corpus", 2580, 80, "toxicity.document_probability"),
+        "decontaminated": decided(store, "decontaminated_corpus", 2500, 0, "contamination.ngrams"),
         "deduplicated": decided(store, "deduplicated_corpus", 2500, 260, "exact_duplicate", kept_train=2000, kept_held_out=240),
         "sweep": stub(
             store,
@@ -212,7 +213,7 @@ def test_the_answer_is_made_of_the_numbers(whole):
     assert "rises by no more than 0.05 nats per token, is 0.680 (95 % interval 0.658 to 0.703)." in said
     assert "On held-out target text the loss fell: −2.500 nats per token (95 % interval −2.510 to −2.490)." in said
     assert "On held-out general text the loss rose: +0.030 nats per token (95 % interval +0.020 to +0.040), which is within the" in said
-    assert "1 of 30 checks failed: enough of evaluation[r]." in said
+    assert "1 of 32 checks failed: enough of evaluation[r]." in said
 
 
 def test_the_funnel_follows_the_documents(whole):
@@ -222,12 +223,13 @@ def test_the_funnel_follows_the_documents(whole):
         ["Cleaned", "2,980"],
         ["Quality filter", "2,580"],
         ["Toxicity filter", "2,500"],
+        ["Decontamination", "2,500"],
         ["Deduplication", "2,240"],
         ["For training", "2,000"],
         ["Selection", "800"],
     ]
     assert [row[4] for row in rows][:3] == ["20 quarantined", "0 dropped", "400 dropped"]
-    assert rows[5][3:] == ["1,000,000", "240 held out"]
+    assert rows[6][3:] == ["1,000,000", "240 held out"]
 
 
 def test_rules_that_cost_something_are_listed(whole):
@@ -238,7 +240,7 @@ def test_rules_that_cost_something_are_listed(whole):
 def test_every_check_and_every_artifact_is_listed(whole):
     reader = read(whole)
     every = next(table for table in reader.tables if table[0][:3] == ["Asset", "Partition", "Check"])
-    assert len(every) - 1 == 30
+    assert len(every) - 1 == 32
     assert ["evaluation", "r", "enough", "failed", "below 100,000 tokens: code"] in every
     lineage = next(table for table in reader.tables if "Fingerprint" in table[0])
     inputs = {reference.fingerprint for references in whole.inputs.values() for reference in references}
@@ -249,7 +251,7 @@ def test_every_check_and_every_artifact_is_listed(whole):
 
 def test_plots_are_inside_with_a_text_instead(store, whole):
     images = read(whole).images
-    assert len(images) == whole.counts["plots"] == 11
+    assert len(images) == whole.counts["plots"] == 12
     assert all(image["alt"] for image in images)
     plot = full(store)["selection"].file("coverage.png").read_bytes()
     assert plot in [base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in images]
