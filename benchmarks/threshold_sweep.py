@@ -225,7 +225,8 @@ def draw(path: Path, curve: Mapping[float, dict[str, dict]], alone: Mapping[str,
         axes.axvline(1, color="grey", linestyle=":", linewidth=1)
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xticks([0, 0.5, 1, 2, 4, 8], ["off", "½", "recipe", "2", "4", "8"])
-        axes.set(xlabel="strictness", title=title)
+        axes.set(xlabel="strictness")
+        axes.set_title(title, fontsize=10)
         axes.legend(fontsize=6, frameon=False, ncols=2)
         axes.grid(alpha=0.25)
         if name == "loss":
@@ -236,7 +237,8 @@ def draw(path: Path, curve: Mapping[float, dict[str, dict]], alone: Mapping[str,
         line = {"color": "black", "linewidth": 2.2} if kind == "all" else {"color": colour, "linewidth": 1.1}
         axes.plot([100 * p["loss"]["all"] for p in curve.values()], [100 * p["recall"][kind] for p in curve.values()], **line)
     axes.axvline(100 * curve[1.0]["loss"]["all"], color="grey", linestyle=":", linewidth=1)
-    axes.set(xlabel="clean documents lost, %", title="handled over lost (colours as on the left)", xlim=(0, 8))
+    axes.set(xlabel="clean documents lost, %", xlim=(0, 8))
+    axes.set_title("handled over lost", fontsize=10)
     axes.grid(alpha=0.25)
     _heatmap(figure.add_subplot(grid[1, :]), shown)
     save_figure(figure, path)

@@ -7,8 +7,11 @@ Order: HTML, encoding, line breaks, control characters, personal data, length.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.documents import DOCUMENT_SCHEMA, TableWriter, read_batches, row_count
+from pipelines.documents import DOCUMENT_SCHEMA, TableWriter, row_count
 from pipelines.manifests import Check, Manifest, Outcome
 from pipelines.plugins import Settings
+from pipelines.row_groups import RowGroup, map_row_groups
 
 CLEANING_PACKAGES = ("ftfy", "resiliparse")
 CHANGES_SCHEMA = pa.schema([("id", pa.string()), ("change", pa.string()), ("count", pa.int32())])
@@ -57,40 +61,89 @@ def clean_corpus(settings: CleaningSettings, out: Path, *, raw: Manifest) -> Out
     """Write ``documents.parquet`` (order kept), ``changes.parquet`` (id, change, count) and ``dropped.parquet`` (id, reason)."""
     counts = dict.fromkeys(("documents_in", "kept", "dropped", "quarantined", "characters", "bytes", *CHANGES), 0)
     with ExitStack() as stack:
-        documents = stack.enter_context(TableWriter(out / "documents.parquet", DOCUMENT_SCHEMA))
+        documents = stack.enter_context(pq.ParquetWriter(out / "documents.parquet", DOCUMENT_SCHEMA, compression="zstd"))
         changes = stack.enter_context(TableWriter(out / "changes.parquet", CHANGES_SCHEMA))
         dropped = stack.enter_context(TableWriter(out / "dropped.parquet", DROPPED_SCHEMA))
-        for row in _rows(raw.file("documents.parquet")):
-            text, found = clean(row["text"] or "", settings)
-            counts["documents_in"] += 1
-            for change, count in found.items():
-                counts[change] += count
-                changes.write({"id": row["id"], "change": change, "count": count})
-            if len(text.strip()) < settings.min_characters:
-                dropped.write({"id": row["id"], "reason": f"fewer than {settings.min_characters} characters"})
-                continue
-            documents.write({**row, "text": text})
-            counts["characters"] += len(text)
-            counts["bytes"] += len(text.encode())
-    counts |= {"kept": documents.rows, "dropped": dropped.rows}
+        for group in map_row_groups(partial(_clean_group, settings=settings), raw.file("documents.parquet")):
+            counts = {key: value + group.counts.get(key, 0) for key, value in counts.items()}
+            for row in group.changes:
+                changes.write(row)
+            for row in group.dropped:
+                dropped.write(row)
+            if group.documents.num_rows:
+                documents.write_table(group.documents, row_group_size=group.documents.num_rows)
     return Outcome(counts=counts)
+
+
+@dataclass
+class _Cleaned:
+    """One row group, cleaned."""
+
+    documents: pa.Table
+    changes: list[dict[str, str | int]]
+    dropped: list[dict[str, str]]
+    counts: Counter[str]
+
+
+def _clean_group(group: RowGroup, *, settings: CleaningSettings) -> _Cleaned:
+    changes, dropped, counts, tables = [], [], Counter[str](), []
+    for batch in group.batches():
+        rows, texts = [], []
+        for row, (name, raw) in enumerate(zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)):
+            text, found = clean(raw or "", settings)
+            counts.update({"documents_in": 1, **found})
+            changes += [{"id": name, "change": change, "count": count} for change, count in found.items()]
+            if len(text.strip()) < settings.min_characters:
+                dropped.append({"id": name, "reason": f"fewer than {settings.min_characters} characters"})
+                continue
+            rows.append(row)
+            texts.append(text)
+            counts.update(kept=1, characters=len(text))
+        kept = batch.take(pa.array(rows, pa.int64()))
+        cleaned = pa.array(texts, pa.string())
+        counts["bytes"] += int(pc.sum(pc.binary_length(cleaned)).as_py() or 0)
+        tables.append(
+            pa.Table.from_batches([kept.set_column(batch.schema.get_field_index("text"), DOCUMENT_SCHEMA.field("text"), cleaned)])
+        )
+    counts["dropped"] = len(dropped)
+    return _Cleaned(pa.concat_tables(tables) if tables else DOCUMENT_SCHEMA.empty_table(), changes, dropped, counts)
+
+
+PIECE_CHARACTERS = 4 * 1024 * 1024
+"""A longer text is cleaned in pieces of about this length, cut at line ends, so that what cleaning needs beside the text stays small."""
 
 
 def clean(text: str, settings: CleaningSettings) -> tuple[str, dict[str, int]]:
     """Return the cleaned `text`, and how often each kind of change was made, zeros left out."""
+    found: Counter[str] = Counter()
+    if settings.html == "extract":
+        text, changes = extract_html(text)
+        found.update(changes)
     stages: list[tuple[bool, Callable[[str], tuple[str, dict[str, int]]]]] = [
-        (settings.html == "extract", extract_html),
         (settings.repair_encoding, repair_encoding),
         (settings.normalise_newlines, _normalise_newlines),
         (settings.remove_control_characters, _remove_control_characters),
         (settings.mask_personal_data, mask_personal_data),
     ]
-    found: dict[str, int] = {}
-    for wanted, stage in stages:
-        if wanted:
-            text, changes = stage(text)
-            found |= {change: count for change, count in changes.items() if count}
-    return text, found
+    cleaned = []
+    for piece in line_pieces(text, PIECE_CHARACTERS):
+        for wanted, stage in stages:
+            if wanted:
+                piece, changes = stage(piece)
+                found.update(changes)
+        cleaned.append(piece)
+    return "".join(cleaned), {change: count for change, count in found.items() if count}
+
+
+def line_pieces(text: str, characters: int) -> Iterator[str]:
+    """Yield `text` in consecutive pieces of at most `characters`, cut after the last line feed, else the last space, else anywhere."""
+    start = 0
+    while len(text) - start > characters:
+        stop = start + characters
+        cut = next((place for mark in ("\n", " ") if (place := text.rfind(mark, start, stop)) >= 0), stop - 1)
+        yield text[start : cut + 1]
+        start = cut + 1
+    yield text[start:] if start else text
 
 
 _HTML_START = re.compile(r"<!doctype\s+html|<html[\s>]|<body[\s>]", re.IGNORECASE)
@@ -204,11 +257,6 @@ def _is_address(match: re.Match[str]) -> bool:
     if _VERSION_BEFORE.search(before):
         return False
     return max(octets) >= 100 or _ADDRESS_BEFORE.search(before) is not None
-
-
-def _rows(path: Path) -> Iterator[dict[str, str | None]]:
-    for batch in read_batches(path):
-        yield from batch.to_pylist()
 
 
 def documents_conserved(draft: Manifest) -> Check:

@@ -7,11 +7,13 @@ stretch of a document's characters; selection ranks passages and training reads 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 DOCUMENT_SCHEMA = pa.schema(
@@ -43,6 +45,9 @@ ALL_DOMAINS = "(all)"
 """Stands for every domain together in tables by domain."""
 
 ROWS_PER_GROUP = 2_000
+ROWS_PER_BATCH = 500
+BYTES_PER_BATCH = 8 * 1024 * 1024
+"""Of strings, read at a time: what a step makes of them may take ten times as much."""
 BYTES_PER_GROUP = 32 * 1024 * 1024
 """A row group is closed when its strings reach this size, so that long documents are written in bounded memory too."""
 
@@ -147,10 +152,43 @@ def write_table(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_GROUP)
 
 
-def read_batches(path: Path, columns: Iterable[str] | None = None, *, rows: int = 500) -> Iterator[pa.RecordBatch]:
-    """Yield the record batches of Parquet file `path`, at most `rows` rows each, in file order."""
+def read_batches(path: Path, columns: Iterable[str] | None = None, *, rows: int = ROWS_PER_BATCH) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of Parquet file `path` in file order: at most `rows` rows and, but for one row, `BYTES_PER_BATCH` each."""
     with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=rows, columns=list(columns) if columns else None)
+        yield from batches_of(file, columns, rows=rows)
+
+
+def batches_of(
+    file: pq.ParquetFile, columns: Iterable[str] | None = None, *, groups: Sequence[int] | None = None, rows: int = ROWS_PER_BATCH
+) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of an open file, of all row groups or of `groups`, bounded as `read_batches` does."""
+    chosen = list(columns) if columns else None
+    for group in range(file.num_row_groups) if groups is None else groups:
+        num_rows = min(rows, _rows_at_a_time(file.metadata.row_group(group), chosen))
+        for batch in file.iter_batches(batch_size=num_rows, row_groups=[group], columns=chosen):
+            yield from bounded(batch)
+
+
+def _rows_at_a_time(group: pq.RowGroupMetaData, columns: Sequence[str] | None) -> int:
+    """Return how many rows of `group` are about `BYTES_PER_BATCH` of `columns`: all of it need not fit in memory."""
+    chunks = (group.column(number) for number in range(group.num_columns))
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if columns is None or chunk.path_in_schema.split(".")[0] in columns)
+    return max(1, BYTES_PER_BATCH * group.num_rows // max(1, size))
+
+
+def bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Yield `batch` in slices of at most `BYTES_PER_BATCH` of strings each, but for one row that is longer."""
+    lengths = np.zeros(batch.num_rows, dtype=np.int64)
+    for column in batch.columns:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_binary(column.type):
+            lengths += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(lengths)
+    start = 0
+    while start < batch.num_rows:
+        before = int(ends[start - 1]) if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + BYTES_PER_BATCH, side="right")))
+        yield batch.slice(start, end - start)
+        start = end
 
 
 def row_count(path: Path) -> int:

@@ -1,7 +1,7 @@
 """One function maps a pure function over items: in this process, or over a pool of processes.
 
 The results come in the order of the items and do not depend on the number of workers. Children die with their parent
-and use one thread each, so that the pool, not BLAS, spends the cores.
+and use one thread each, so that the pool, not BLAS, spends the cores. A child that maps does so itself: pools do not nest.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import ctypes
 import os
 import pickle
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from typing import Generic, Literal, TypeVar
 
@@ -35,11 +37,11 @@ class Engine:
 
     kind: Literal["serial", "processes"] = "processes"
     workers: int = 0
-    """Processes; 0 means one per core this process may use."""
+    """Processes; 0 means GRISTMILL_WORKERS or, without it, one per core this process may use."""
 
     @property
     def num_workers(self) -> int:
-        return self.workers or len(os.sched_getaffinity(0))
+        return self.workers or int(os.environ.get("GRISTMILL_WORKERS") or 0) or len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -52,27 +54,37 @@ class Mapped(Generic[Item, Result]):
 
 
 def map_shards(
-    function: Callable[[Item], Result], items: Sequence[Item], engine: Engine | None = None, *, isolate: bool = False
+    function: Callable[[Item], Result], items: Sequence[Item], engine: Engine | None = None, *, isolate: bool = False, ahead: int = 0
 ) -> Iterator[Mapped[Item, Result]]:
     """Yield ``function(item)`` for every item, in order; an item's error is yielded, not raised.
 
     Args:
         isolate: use fresh child processes, even for one item: their memory ends with them, and their threads are their own.
+        ahead: start at most this many items before the result of the first is taken, so that results do not pile up; 0 starts all.
 
     Raises:
         RuntimeError: a worker process was killed (out of memory, most often).
     """
     engine = engine or Engine()
-    if not items or engine.kind == "serial" or (not isolate and (engine.num_workers == 1 or len(items) < 2)):
+    alone = engine.num_workers == 1 or len(items) < 2 or _is_worker
+    if not items or engine.kind == "serial" or (alone and not isolate):
         yield from (_attempt(function, item) for item in items)
         return
     pool = _new_pool(min(engine.num_workers, len(items))) if isolate else _shared_pool(engine.num_workers)
-    futures: list[Future[Mapped[Item, Result]]] = []
-    try:
+    waiting = iter(items)
+    futures: deque[Future[Mapped[Item, Result]]] = deque()
+
+    def start(number: int) -> None:
         with _environment(SHORT_SPIN if isolate else ONE_THREAD):
-            futures = [pool.submit(_attempt_in_worker, function, item) for item in items]
-        for future in futures:
-            yield future.result()
+            futures.extend(pool.submit(_attempt_in_worker, function, item) for item in islice(waiting, number))
+
+    try:
+        start(ahead or len(items))
+        while futures:
+            mapped = futures[0].result()
+            futures.popleft()
+            start(1)
+            yield mapped
     except BrokenProcessPool as error:
         _pools.clear()
         raise RuntimeError(
@@ -148,6 +160,12 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+_is_worker = False
+"""Whether this process is a worker of a pool."""
+
+
 def _start_worker() -> None:
+    global _is_worker
+    _is_worker = True
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -154,7 +154,7 @@ def explain(place: Place, evidence: Evidence) -> Explanation:
         stages.append(_decided(asset, place, decided, going=going))
         if asset == "deduplicated_corpus" and not place.quarantined:
             stages[-1].facts.update(_duplicates(place, evidence.clusters, decided))
-        going = stages[-1].verdict == "kept"
+        going = going and stages[-1].verdict in ("kept", "not decided")  # what is not materialized drops nothing
     stages.append(_selected(place, evidence.selection, stages[-1], going=going))
     return Explanation(place.name, place.partition, evidence.recipe, tuple(stages))
 

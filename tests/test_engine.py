@@ -166,3 +166,43 @@ def wait_until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < limit, "waited in vain"
         time.sleep(0.05)
+
+
+def nested(number: int) -> list[int]:
+    """Map inside a worker: it has no children of its own."""
+    before = os.getpid()
+    found = [mapped.result for mapped in map_shards(with_process, [number, number + 1], TWO)]
+    assert {process for _, process in found} == {before}
+    return [result for result, _ in found]
+
+
+def with_process(number: int) -> tuple[int, int]:
+    return square(number), os.getpid()
+
+
+def test_a_worker_that_maps_does_so_itself():
+    assert [mapped.result for mapped in map_shards(nested, [1, 5], TWO)] == [[1, 4], [25, 36]]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5, 100])
+def test_results_come_in_order_however_many_are_started_ahead(ahead: int):
+    assert [mapped.result for mapped in map_shards(square_late, range(7), TWO, ahead=ahead)] == [n * n for n in range(7)]
+
+
+def test_no_more_items_are_started_than_asked(tmp_path: Path):
+    started = map_shards(touch, [tmp_path / str(n) for n in range(9)], TWO, ahead=3)
+    next(started)
+    time.sleep(0.5)
+    assert len(list(tmp_path.iterdir())) == 4
+    started.close()
+
+
+def touch(path: Path) -> None:
+    path.touch()
+
+
+def test_workers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GRISTMILL_WORKERS", "7")
+    assert Engine().num_workers == 7 and Engine(workers=2).num_workers == 2
+    monkeypatch.setenv("GRISTMILL_WORKERS", "")
+    assert Engine().num_workers == len(os.sched_getaffinity(0))

@@ -108,7 +108,7 @@ def test_what_was_dropped_early_has_scores_but_was_not_reached(home: Path) -> No
 def test_a_recipe_that_has_not_decided_says_so(home: Path) -> None:
     found = explained(home, "wiki-prose", recipe="code-critical")
     assert found.end.stage == "cleaned_corpus"
-    assert {stage.verdict for stage in found.stages[2:]} == {"not decided", "not reached"}
+    assert {stage.verdict for stage in found.stages[2:]} == {"not decided"}
 
 
 def test_a_name_that_stands_for_none_or_several_is_refused_with_the_nearest(home: Path, tmp_path: Path) -> None:
