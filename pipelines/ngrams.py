@@ -13,6 +13,8 @@ from functools import cache, lru_cache
 import numpy as np
 
 CODE_POINTS = 0x110000
+LAST_LETTER = 0x3FFFF
+"""Unicode has no letter or digit after plane 3."""
 CHARACTER_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 WORD_FACTOR = np.uint64(0xD1B54A32D192ED03)
 """Odd, so that they have an inverse modulo 2**64: a word's hash does not depend on where it stands."""
@@ -23,9 +25,10 @@ FILTER_BITS = 22
 @cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
     """Return, by code point, the lower case of a letter or digit (0 for anything else), and its hash (0 for anything else)."""
-    characters = [chr(code) for code in range(CODE_POINTS)]
+    characters = [chr(code) for code in range(LAST_LETTER + 1)]
     lower = [c.lower() if c.isalnum() else "\0" for c in characters]
-    folded = np.array([ord(low) if len(low) == 1 else ord(c) for c, low in zip(characters, lower, strict=True)], dtype=np.uint32)
+    folded = np.zeros(CODE_POINTS, dtype=np.uint32)
+    folded[: LAST_LETTER + 1] = [ord(low) if len(low) == 1 else ord(c) for c, low in zip(characters, lower, strict=True)]
     return folded, np.where(folded > 0, _mixed(folded.astype(np.uint64)), np.uint64(0))
 
 
@@ -171,29 +174,26 @@ class NgramIndex:
     def _group(self, hashes: np.ndarray, position: np.ndarray, length: int, first_entry: int) -> tuple[_Lookup, np.ndarray]:
         """Return the different n-grams among those at `position`, and the entry of each."""
         order = np.argsort(hashes, kind="stable")
-        entry = np.zeros(len(order), dtype=np.int64)
-        found_hashes: list[int] = []
-        found_words: list[int] = []
+        ordered, words = hashes[order], position[order]
+        new = np.ones(len(order), dtype=bool)  # the first with its words
+        new[1:] = ordered[1:] != ordered[:-1]
+        group = np.cumsum(new) - 1
+        within = np.zeros(len(order), dtype=np.int64)
         known: dict[str, int] = {}
-        ordered, same = hashes[order], np.zeros(len(order), dtype=bool)
-        same[1:] = ordered[1:] == ordered[:-1]
-        repeated = same.copy()
-        repeated[:-1] |= same[1:]
-        for place, alone, follows, value, word in zip(
-            order.tolist(), (~repeated).tolist(), same.tolist(), ordered.tolist(), position[order].tolist(), strict=True
-        ):
-            if not follows:
-                known = {}
-            spelled = "" if alone else self._spelled.ngram(word, length)
-            if spelled not in known:
-                known[spelled] = len(found_words)
-                found_hashes.append(value)
-                found_words.append(word)
-            entry[place] = first_entry + known[spelled]
-        sorted_hashes = np.array(found_hashes, dtype=np.uint64)
+        last = -1
+        for place in np.flatnonzero(np.bincount(group)[group] > 1).tolist() if len(group) else []:
+            if group[place] != last:
+                last, known = group[place], {}
+            spelled = self._spelled.ngram(int(words[place]), length)
+            new[place] = spelled not in known
+            within[place] = known.setdefault(spelled, len(known))
+        sizes = np.bincount(group, weights=new).astype(np.int64) if len(group) else np.zeros(0, dtype=np.int64)
+        entry = np.empty(len(order), dtype=np.int64)
+        entry[order] = first_entry + (np.cumsum(sizes) - sizes)[group] + within
+        sorted_hashes, found_words = ordered[new], words[new]
         maybe = np.zeros(1 << FILTER_BITS, dtype=bool)
         maybe[_slot(sorted_hashes)] = True
-        return _Lookup(sorted_hashes, np.array(found_words, dtype=np.int64), maybe, first_entry), entry
+        return _Lookup(sorted_hashes, found_words, maybe, first_entry), entry
 
     def find(self, words: Words) -> Matches:
         """Return the n-grams of `words`, none across two texts, that are in the index."""

@@ -30,7 +30,7 @@ from pipelines.contamination import (
 from pipelines.decisions import FILTER_AUDITS, FilterSettings, Threshold, filter_corpus
 from pipelines.errors import GristmillError
 from pipelines.manifests import Manifest, Member
-from pipelines.ngrams import NgramIndex, find_words
+from pipelines.ngrams import CODE_POINTS, LAST_LETTER, NgramIndex, find_words
 from pipelines.store import AuditFailed, Build, Store
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +58,10 @@ def test_words_are_runs_of_letters_and_digits_in_lower_case(texts: list[str]) ->
         assert [spelled.ngram(word, 1) for word in mine] == plain_words(text)
         begin = words.text_starts[number]
         assert ["".join(plain_words(text[words.starts[w] - begin : words.ends[w] - begin])) for w in mine] == plain_words(text)
+
+
+def test_no_letter_is_left_out() -> None:
+    assert not any(chr(code).isalnum() for code in range(LAST_LETTER + 1, CODE_POINTS))
 
 
 def test_a_words_hash_depends_on_the_word_alone() -> None:
