@@ -88,7 +88,7 @@ def test_a_changed_rule_changes_that_plugin_alone(package: Path, before: dict[st
 @pytest.mark.parametrize(
     ("path", "reached"),
     [
-        ("pipelines/filters/_words.py", {"pipelines.filters.gopher_quality"}),
+        ("pipelines/filters/_quality.py", {"pipelines.filters.gopher_quality"}),
         ("pipelines/filters/__init__.py", {"pipelines.filters.markup", "pipelines.filters.gopher_quality"}),
         ("pipelines/documents.py", {"pipelines.cleaning", "pipelines.embedding"}),
         ("pipelines/embedders/_grid.py", {"pipelines.embedding"}),
@@ -110,10 +110,10 @@ def test_infrastructure_is_there(module: str) -> None:
 
 
 def test_importing_a_name_and_a_module_of_a_package_reaches_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "def step():\n    from pipelines.filters import Filter, _words\n    import pipelines.documents\n"
+    source = "def step():\n    from pipelines.filters import Filter, _quality\n    import pipelines.documents\n"
     (tmp_path / "reaches_both.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    assert imported_modules("reaches_both") == {"pipelines.filters", "pipelines.filters._words", "pipelines.documents"}
+    assert imported_modules("reaches_both") == {"pipelines.filters", "pipelines.filters._quality", "pipelines.documents"}
 
 
 def test_versions_of_packages_count() -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
 TERMINAL_PUNCTUATION = frozenset(
     "!.?\u0589\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b\u1362\u1367"
     "\u1368\u166e\u1735\u1736\u17d4\u17d5\u17d6\u17d9\u17da\u1803\u1809\u1944\u1945\u1aa8\u1aa9\u1aaa\u1aab\u1b5a\u1b5b"
@@ -28,3 +34,11 @@ _CONTROL = frozenset(chr(code) for low, high in ((0, 9), (11, 13), (13, 32), (12
 
 PUNCTUATION = TERMINAL_PUNCTUATION | _OTHER_PUNCTUATION | _CONTROL
 """Characters of which a word may consist and still not count as a word."""
+
+
+@cache
+def rule_classes() -> np.ndarray:
+    """Return the classes of all code points, with `PUNCTUATION` as symbols and `TERMINAL_PUNCTUATION` as what ends a line."""
+    from pipelines.words._characters import SYMBOL, TERMINAL, marked
+
+    return marked({SYMBOL: PUNCTUATION, TERMINAL: TERMINAL_PUNCTUATION})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from pipelines.filters import Filter, Rule
-from pipelines.filters._punctuation import TERMINAL_PUNCTUATION
-from pipelines.filters._words import Dialect, repeats
+from pipelines.filters.c4_quality import MAX_WORD_LENGTH, MIN_WORDS_PER_LINE
+from pipelines.words import Dialect, in_groups, split_words
 
 SOURCE = "FineWeb, 2406.17557, section 3.6, as datatrove 0.10.1 sets it"
 
@@ -17,8 +17,10 @@ SOURCE = "FineWeb, 2406.17557, section 3.6, as datatrove 0.10.1 sets it"
 class FinewebQuality(Filter):
     """Shares of lines: punctuated, short, repeated, and lines per word."""
 
-    words: Dialect = "whitespace"
-    """What counts as a word."""
+    words: Dialect = "spacy_en"
+    """What counts as a word; datatrove's verdicts hold for ``spacy_en``."""
+    lines: Literal["all", "c4"] = "all"
+    """Which lines are judged: ``c4`` are those that `c4_quality` leaves, as in FineWeb, where C4's rules come first."""
     short_line_length: int = 30
     """A line of at most this many characters is short."""
 
@@ -30,17 +32,13 @@ class FinewebQuality(Filter):
     )
 
     def score(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        scores = np.array([self._shares(text) for text in texts], dtype=np.float64).reshape(-1, 4)
-        return {rule.name: scores[:, column] for column, rule in enumerate(self.rules)}
+        from pipelines.filters._lines import FINEWEB_COLUMNS, fineweb_scores, keep_lines
 
-    def _shares(self, text: str) -> tuple[float, float, float, float]:
-        lines = [line for line in text.split("\n") if line and not line.isspace()]
-        if not lines:
-            return np.nan, np.nan, np.nan, np.nan
-        breaks = text.count("\n")
-        return (
-            sum(line[-1] in TERMINAL_PUNCTUATION for line in lines) / len(lines),
-            sum(len(line) <= self.short_line_length for line in lines) / len(lines),
-            repeats(lines)[1] / (len(text) - breaks),
-            breaks / len(text.split()),
-        )
+        found = [np.empty((0, FINEWEB_COLUMNS))]
+        for group in in_groups(texts):
+            judged: Sequence[str] = group
+            if self.lines == "c4":
+                judged = keep_lines(group, max_word=MAX_WORD_LENGTH, min_words=MIN_WORDS_PER_LINE, punctuated=False).texts()
+            words = split_words(judged, self.words)
+            found.append(fineweb_scores(words.text_codes, words.text_bounds, words.counts, short=self.short_line_length))
+        return {rule.name: column for rule, column in zip(self.rules, np.concatenate(found).T, strict=True)}

@@ -18,7 +18,6 @@ import numpy as np
 from pipelines.errors import GristmillError
 from pipelines.filters import Filter, Rule
 from pipelines.filters._punctuation import PUNCTUATION
-from pipelines.filters._words import Words, in_groups, share, split_words
 
 SAMPLE = (
     "more in 66.5% of 993 toxic prompts (RealToxicityPrompts; at 0.02: 66.7%), in 0.08% of 19,914 clean documents of the embedded "
@@ -37,28 +36,19 @@ class ToxicWords(Filter):
     rules: ClassVar[tuple[Rule, ...]] = (Rule("listed_word_fraction", "at_most", 0.04, SAMPLE),)
 
     def score(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        return in_groups(_score, texts, [rule.name for rule in self.rules])
+        return {"listed_word_fraction": np.array([_fraction(text) for text in texts], dtype=np.float64)}
 
 
-def _score(texts: Sequence[str]) -> dict[str, np.ndarray]:
-    words = split_words(texts)
-    plain = [word.lower().strip(_AROUND) for word in words.vocabulary]
+def _fraction(text: str) -> float:
+    """Return the share of the words of `text` that stand in a listed entry; NaN without words."""
     entries = _entries()
-    starts = np.array([word in entries for word in plain], dtype=bool)
-    listed = np.zeros(len(words.ids), dtype=bool)
-    for position in np.flatnonzero(starts[words.ids]) if len(plain) else ():
-        listed[position : position + _match_length(words, plain, int(position), entries)] = True
-    return {"listed_word_fraction": share(words.sums(listed), words.counts)}
-
-
-def _match_length(words: Words, plain: list[str], position: int, entries: dict[str, tuple[tuple[str, ...], ...]]) -> int:
-    """Return the number of words of the longest entry that begins at `position` and ends in its document; 0 without one."""
-    end = words.starts[words.documents[position] + 1]
-    for entry in entries[plain[words.ids[position]]]:
-        following = words.ids[position : min(position + len(entry), end)]
-        if tuple(plain[number] for number in following) == entry:
-            return len(entry)
-    return 0
+    words = [word.strip(_AROUND) for word in text.lower().split()]
+    listed = bytearray(len(words))
+    for position, word in enumerate(words):
+        if word in entries:
+            size = next((len(entry) for entry in entries[word] if tuple(words[position : position + len(entry)]) == entry), 0)
+            listed[position : position + size] = b"\x01" * size
+    return sum(listed) / len(words) if words else np.nan
 
 
 @cache

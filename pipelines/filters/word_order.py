@@ -7,12 +7,12 @@ pairs listed here hardly occur. Documents with few function words get no score.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 
 from pipelines.filters import Filter, Rule
-from pipelines.filters._words import in_groups, share, split_words
 
 _VERBS = "is was were are be been has had have do does did"
 _PREPOSITIONS = "of to in for with from by at on into"
@@ -45,14 +45,11 @@ class WordOrder(Filter):
     rules: ClassVar[tuple[Rule, ...]] = (Rule("impossible_pair_fraction", "at_most", 0.10, SAMPLE),)
 
     def score(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        return in_groups(self._score, texts, [rule.name for rule in self.rules])
+        return {"impossible_pair_fraction": np.array([self._fraction(text) for text in texts], dtype=np.float64)}
 
-    def _score(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        words = split_words(texts)
-        leading = words.each(lambda word: _LEADING.get(word.lower(), 0))[:-1]
-        following = words.each(lambda word: _FOLLOWING.get(word.lower(), 0))[1:]
-        pairs = (leading > 0) & (words.documents[1:] == words.documents[:-1])
-        impossible = pairs & ((following >> leading) & 1 > 0)
-        counts = words.sums(np.append(pairs, False)[: len(words.ids)])
-        found = words.sums(np.append(impossible, False)[: len(words.ids)])
-        return {"impossible_pair_fraction": share(found, np.where(counts < self.min_pairs, 0, counts))}
+    def _fraction(self, text: str) -> float:
+        words = text.lower().split()
+        pairs = [(_LEADING[first], second) for first, second in pairwise(words) if first in _LEADING]
+        if len(pairs) < self.min_pairs:
+            return np.nan
+        return sum((_FOLLOWING.get(second, 0) >> leading) & 1 for leading, second in pairs) / len(pairs)

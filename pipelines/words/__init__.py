@@ -26,10 +26,14 @@ GROUP_CHARACTERS = 1_000_000
 class Words:
     """The words of a group of texts."""
 
-    codes: np.ndarray
+    text_codes: np.ndarray
     """uint32: the code points of all texts, one after the other."""
+    text_bounds: np.ndarray
+    """int64, one more than texts: text t is ``text_codes[text_bounds[t]:text_bounds[t + 1]]``."""
+    codes: np.ndarray
+    """uint32: what the words are offsets in; `text_codes` itself, but where `UNSAFE` was taken out of a text."""
     bounds: np.ndarray
-    """int64, one more than texts: text t is ``codes[bounds[t]:bounds[t + 1]]``."""
+    """int64: the texts in `codes`."""
     starts: np.ndarray
     """int32: where each word begins in `codes`."""
     ends: np.ndarray
@@ -71,11 +75,11 @@ def split_words(texts: Sequence[str], dialect: Dialect = "spacy_en") -> Words:
     if dialect == "whitespace":
         from pipelines.words._plain import split_at_spaces
 
-        return Words(codes, bounds, *split_at_spaces(codes, bounds))
+        return Words(codes, bounds, codes, bounds, *split_at_spaces(codes, bounds))
     if dialect == "uax29":
         from pipelines.words._plain import split_at_boundaries
 
-        return Words(codes, bounds, *split_at_boundaries(texts))
+        return Words(codes, bounds, codes, bounds, *split_at_boundaries(texts))
     raise ValueError(f"words: {dialect!r} is not a dialect of words; known: spacy_en, whitespace, uax29")
 
 
@@ -87,12 +91,12 @@ def _spacy_words(texts: Sequence[str]) -> Words:
     from pipelines.words._spacy_english import split_texts
 
     codes, bounds = encode(texts)
-    words = Words(codes, bounds, *split_texts(codes, bounds))
+    words = Words(codes, bounds, codes, bounds, *split_texts(codes, bounds))
     if not any(UNSAFE in text for text in texts):
         return words
     safe = [text.replace(UNSAFE, "") if UNSAFE in text and UNSAFE in words.of(number) else text for number, text in enumerate(texts)]
-    codes, bounds = encode(safe)
-    return Words(codes, bounds, *split_texts(codes, bounds))
+    changed, changed_bounds = encode(safe)
+    return Words(codes, bounds, changed, changed_bounds, *split_texts(changed, changed_bounds))
 
 
 def in_groups(texts: Sequence[str], characters: int = GROUP_CHARACTERS) -> Iterator[Sequence[str]]:

@@ -49,9 +49,9 @@ SENTENCE_END = 16384
 LINE_BREAK = 32768
 """`str.splitlines` breaks after it."""
 SYMBOL = 65536
-"""datatrove's PUNCTUATION_SET: a word of these alone is a symbol, not a word."""
+"""Set by `marked`: a word of these characters alone is no word to the rule that asks."""
 TERMINAL = 131072
-"""datatrove's TERMINAL_PUNCTUATION: ends a line of prose."""
+"""Set by `marked`: ends a line of prose to the rule that asks."""
 LABEL = 262144
 """May begin and end a label of a host name: A-Z, a-z, 0-9 and U+00A1 to U+FFFF."""
 LETTER = 524288
@@ -105,8 +105,9 @@ def _ranges(text: str) -> list[tuple[int, int]]:
     return [(int(first, 16), int(last or first, 16)) for first, _, last in ends]
 
 
-def marked(characters: str | frozenset[str], bit: int) -> np.ndarray:
-    """Return `character_classes` with `bit` set for `characters` alone."""
-    classes = character_classes() & np.uint32(~bit & 0xFFFFFFFF)
-    classes[[ord(character) for character in characters]] |= bit
+def marked(characters: dict[int, frozenset[str]]) -> np.ndarray:
+    """Return `character_classes` with each bit in `characters` set for its characters."""
+    classes = character_classes().copy()
+    for bit, members in characters.items():
+        classes[[ord(character) for character in members]] |= bit
     return classes

@@ -1,0 +1,243 @@
+"""Gopher's repetition scores of a group of documents, in native code."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipelines.filters._punctuation import rule_classes
+from pipelines.filters._repeats import BASE, first_slot, fitting_size, new_table, power, powers, repeated_blocks
+from pipelines.words import Words
+from pipelines.words._characters import SPACE
+from pipelines.words._native import INNER, KERNEL
+
+NEWLINE = 10
+FIRST_TOP, LAST_TOP, FIRST_DUPLICATE, LAST_DUPLICATE = 2, 4, 5, 10
+COLUMNS = 4 + (LAST_TOP - FIRST_TOP + 1) + (LAST_DUPLICATE - FIRST_DUPLICATE + 1)
+
+
+@INNER
+def _blocks(codes: np.ndarray, start: int, end: int, least: int, starts: np.ndarray, ends: np.ndarray) -> int:
+    """Fill `starts` and `ends` with the blocks of ``codes[start:end]`` between runs of at least `least` newlines; return their count."""
+    count, begin, place = 0, start, start
+    while place < end:
+        if codes[place] != NEWLINE:
+            place += 1
+            continue
+        stop = place
+        while stop < end and codes[stop] == NEWLINE:
+            stop += 1
+        if stop - place >= least:
+            starts[count], ends[count] = begin, place
+            count += 1
+            begin = stop
+        place = stop
+    starts[count], ends[count] = begin, end
+    return count + 1
+
+
+@INNER
+def _same_words(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, one: int, other: int, n: int) -> bool:
+    """Return whether the n words from `one` on are those from `other` on."""
+    for offset in range(n):
+        size = ends[one + offset] - starts[one + offset]
+        if size != ends[other + offset] - starts[other + offset]:
+            return False
+        for place in range(size):
+            if codes[starts[one + offset] + place] != codes[starts[other + offset] + place]:
+                return False
+    return True
+
+
+@INNER
+def _same_characters(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, one: int, other: int, n: int) -> bool:
+    """Return whether the n words from `one` on, written without spaces, are those from `other` on: their borders may differ."""
+    last_one, last_other = one + n, other + n
+    here, there = starts[one], starts[other]
+    while one < last_one and other < last_other:
+        if codes[here] != codes[there]:
+            return False
+        here += 1
+        there += 1
+        if here == ends[one]:
+            one += 1
+            if one < last_one:
+                here = starts[one]
+        if there == ends[other]:
+            other += 1
+            if other < last_other:
+                there = starts[other]
+    return one == last_one and other == last_other
+
+
+@INNER
+def _top(
+    codes: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    first: int,
+    count: int,
+    n: int,
+    sums: np.ndarray,
+    lengths: np.ndarray,
+    powers: np.ndarray,
+    times: np.ndarray,
+    hashes: np.ndarray,
+    items: np.ndarray,
+    stamps: np.ndarray,
+    clock: np.ndarray,
+) -> int:
+    """Return times x characters of the most frequent n-gram, words joined by spaces; of equals the first."""
+    clock[0] += 1
+    now = clock[0]
+    size = fitting_size(count, len(stamps))
+    for word in range(count - n + 1):
+        value = sums[word + n] - sums[word] * power(powers, lengths[word + n] - lengths[word] + n)
+        times[word] = 0
+        slot = first_slot(value, size)
+        while stamps[slot] == now and not (
+            hashes[slot] == value and _same_words(codes, starts, ends, first + items[slot], first + word, n)
+        ):
+            slot = (slot + 1) & (size - 1)
+        if stamps[slot] == now:
+            times[items[slot]] += 1
+        else:
+            hashes[slot], items[slot], stamps[slot] = value, word, now
+            times[word] = 1
+    best = 0
+    for word in range(1, count - n + 1):
+        if times[word] > times[best]:
+            best = word
+    return (lengths[best + n] - lengths[best] + n - 1) * times[best]
+
+
+@INNER
+def _duplicated(
+    codes: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    first: int,
+    count: int,
+    n: int,
+    sums: np.ndarray,
+    lengths: np.ndarray,
+    powers: np.ndarray,
+    hashes: np.ndarray,
+    items: np.ndarray,
+    stamps: np.ndarray,
+    clock: np.ndarray,
+) -> int:
+    """Return the characters of n-grams seen before, from left to right, none overlapping the one counted last."""
+    clock[0] += 1
+    now = clock[0]
+    size = fitting_size(count, len(stamps))
+    characters, word = 0, 0
+    while word < count - n + 1:
+        length = lengths[word + n] - lengths[word]
+        value = sums[word + n] - sums[word] * power(powers, length)
+        slot = first_slot(value, size)
+        while stamps[slot] == now and not (
+            hashes[slot] == value and _same_characters(codes, starts, ends, first + items[slot], first + word, n)
+        ):
+            slot = (slot + 1) & (size - 1)
+        if stamps[slot] == now:
+            characters += length
+            word += n
+        else:
+            hashes[slot], items[slot], stamps[slot] = value, word, now
+            word += 1
+    return characters
+
+
+@KERNEL
+def _scores(
+    text_codes: np.ndarray,
+    bounds: np.ndarray,
+    codes: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    offsets: np.ndarray,
+    classes: np.ndarray,
+    powers: np.ndarray,
+    block_starts: np.ndarray,
+    block_ends: np.ndarray,
+    spaced: np.ndarray,
+    joined: np.ndarray,
+    lengths: np.ndarray,
+    times: np.ndarray,
+    hashes: np.ndarray,
+    items: np.ndarray,
+    stamps: np.ndarray,
+    clock: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Fill `out`, a row per text: fractions of paragraphs and lines, then of top and of duplicate n-grams by n."""
+    for text in range(len(bounds) - 1):
+        start, end = bounds[text], bounds[text + 1]
+        characters = end - start
+        if not characters:
+            for column in range(COLUMNS):
+                out[text, column] = np.nan
+            continue
+        inner, outer = start, end
+        while inner < outer and classes[text_codes[inner]] & SPACE:
+            inner += 1
+        while outer > inner and classes[text_codes[outer - 1]] & SPACE:
+            outer -= 1
+        count = _blocks(text_codes, inner, outer, 2, block_starts, block_ends)
+        repeated, size = repeated_blocks(text_codes, block_starts, block_ends, count, hashes, items, stamps, clock)
+        out[text, 0], out[text, 1] = repeated / count, size / characters
+        count = _blocks(text_codes, start, end, 1, block_starts, block_ends)
+        repeated, size = repeated_blocks(text_codes, block_starts, block_ends, count, hashes, items, stamps, clock)
+        out[text, 2], out[text, 3] = repeated / count, size / characters
+        first, count = offsets[text], offsets[text + 1] - offsets[text]
+        spaced[0], joined[0], lengths[0] = 0, 0, 0
+        for word in range(count):
+            with_space, without = spaced[word] * BASE, joined[word]
+            for place in range(starts[first + word], ends[first + word]):
+                code = np.uint64(codes[place]) * np.uint64(0xD6E8FEB86659FD93)
+                code ^= code >> np.uint64(32)
+                with_space = with_space * BASE + code
+                without = without * BASE + code
+            spaced[word + 1], joined[word + 1] = with_space, without
+            lengths[word + 1] = lengths[word] + ends[first + word] - starts[first + word]
+        column = 4
+        for n in range(FIRST_TOP, LAST_TOP + 1):
+            if count < n:
+                out[text, column] = np.nan
+            else:
+                top = _top(codes, starts, ends, first, count, n, spaced, lengths, powers, times, hashes, items, stamps, clock)
+                out[text, column] = top / characters
+            column += 1
+        for n in range(FIRST_DUPLICATE, LAST_DUPLICATE + 1):
+            found = _duplicated(codes, starts, ends, first, count, n, joined, lengths, powers, hashes, items, stamps, clock)
+            out[text, column] = found / characters
+            column += 1
+
+
+def repetition_scores(words: Words) -> np.ndarray:
+    """Return float64 ``(texts, COLUMNS)``; NaN where a text is empty, or has fewer than n words (top n-grams)."""
+    newlines = int(np.count_nonzero(words.text_codes == NEWLINE))
+    most = int(words.counts.max(initial=0))
+    blocks = newlines + 2
+    out = np.empty((len(words.counts), COLUMNS))
+    starts, ends = np.empty(blocks, np.int64), np.empty(blocks, np.int64)
+    sums = [np.empty(most + 1, np.uint64) for _ in range(2)]
+    lengths, times = np.empty(most + 1, np.int64), np.empty(most + 1, np.int64)
+    _scores(
+        words.text_codes,
+        words.text_bounds,
+        words.codes,
+        words.starts,
+        words.ends,
+        words.offsets,
+        rule_classes(),
+        powers(),
+        starts,
+        ends,
+        *sums,
+        lengths,
+        times,
+        *new_table(max(most, blocks)),
+        out,
+    )
+    return out
