@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.documents import DOCUMENT_SCHEMA, TableWriter, row_count
+from pipelines.documents import DOCUMENT_SCHEMA, TableWriter, repeated_ids, row_count
 from pipelines.manifests import Check, Manifest, Outcome
 from pipelines.plugins import Settings
 from pipelines.row_groups import RowGroup, map_row_groups
@@ -273,13 +273,13 @@ def documents_conserved(draft: Manifest) -> Check:
 
 def ids_unique(draft: Manifest) -> Check:
     """Every document has an id of its own."""
-    ids = pq.read_table(draft.directory / "documents.parquet", columns=["id"])["id"]
-    repeated = len(ids) - len(pc.unique(ids))
+    path = draft.directory / "documents.parquet"
+    repeated, null = repeated_ids(path)
     return Check(
         name="ids_unique",
-        passed=not repeated and not ids.null_count,
-        description=f"{repeated} repeated, {ids.null_count} null",
-        metadata={"documents": len(ids), "repeated": repeated, "null": ids.null_count},
+        passed=not repeated and not null,
+        description=f"{repeated} repeated, {null} null",
+        metadata={"documents": row_count(path), "repeated": repeated, "null": null},
     )
 
 

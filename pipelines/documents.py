@@ -7,6 +7,8 @@ stretch of a document's characters; selection ranks passages and training reads 
 from __future__ import annotations
 
 import hashlib
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +196,22 @@ def bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 def row_count(path: Path) -> int:
     """Return the number of rows of Parquet file `path` from its footer."""
     return pq.read_metadata(path).num_rows
+
+
+def repeated_ids(path: Path) -> tuple[int, int]:
+    """Return how many rows of Parquet file `path` repeat the id of another, and how many have none; holds 8 bytes a row."""
+    hashes, null = array("q"), 0
+    for batch in read_batches(path, ["id"], rows=ROWS_PER_GROUP):
+        null += batch.column(0).null_count
+        hashes.extend(map(hash, batch.column(0).drop_null().to_pylist()))
+    found = np.sort(np.frombuffer(hashes, dtype=np.int64)) if hashes else np.empty(0, np.int64)
+    shared = set(found[1:][found[1:] == found[:-1]].tolist())
+    if not shared:
+        return 0, null
+    ids: Counter[str] = Counter()  # equal hashes are most often, not always, equal ids
+    for batch in read_batches(path, ["id"], rows=ROWS_PER_GROUP):
+        ids.update(name for name in batch.column(0).drop_null().to_pylist() if hash(name) in shared)
+    return ids.total() - len(ids), null
 
 
 def split_partition(partition: str) -> tuple[str, str]:

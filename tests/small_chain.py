@@ -88,9 +88,7 @@ def decide(store: Store, raw: Manifest, key: str, *, recipe: str = "tiny", max_w
         "signatures": (signatures,),
     }
     settings = deduplication.DeduplicationSettings()
-    deduplicated = store.build(
-        Build("deduplicated_corpus", deduplication.deduplicate, settings, recipe, inputs, deduplication.DEDUPLICATION_AUDITS)
-    ).manifest
+    deduplicated = store.build(Build("deduplicated_corpus", deduplication.deduplicate, settings, recipe, inputs)).manifest
     return Chain(raw, cleaned, collected["quality"], collected["toxicity"], signatures, clusters, quality, toxicity, deduplicated)
 
 

@@ -15,10 +15,11 @@ from pipelines import documents, row_groups
 from pipelines.cleaning import CleaningSettings, clean, clean_corpus, line_pieces
 from pipelines.documents import bounded, read_batches
 from pipelines.engine import Engine
-from pipelines.filtering import ScoreSettings, score_documents
+from pipelines.errors import GristmillError
+from pipelines.filtering import CollectSettings, ScoreSettings, collect_scores, score_documents
 from pipelines.manifests import Manifest
 from pipelines.row_groups import RowGroup, map_row_groups
-from pipelines.store import Store
+from pipelines.store import Build, Store
 
 TWO = Engine(workers=2)
 
@@ -113,3 +114,20 @@ def test_a_long_text_is_cleaned_as_its_lines_are(monkeypatch: pytest.MonkeyPatch
         "emails_masked": 50,
         "phones_masked": 50,
     }
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.sampled_from(["a", "b", "c", "dd", "ee"])), max_size=12))
+def test_repeated_ids_are_counted(tmp_path_factory: pytest.TempPathFactory, names: list[str | None]) -> None:
+    path = tmp_path_factory.mktemp("ids") / "t.parquet"
+    pq.write_table(pa.table({"id": pa.array(names, pa.string())}), path, row_group_size=5)
+    given_names = [name for name in names if name is not None]
+    assert documents.repeated_ids(path) == (len(given_names) - len(set(given_names)), names.count(None))
+
+
+def test_scores_of_other_documents_are_not_collected(store: Store, tmp_path: Path) -> None:
+    cleaned, other = corpus(store, "wiki", ["one", "two"], ids=("a", "b")), corpus(store, "wiki", ["one", "two"], ids=("b", "a"))
+    request = Build("quality_scores.markup", score_documents, ScoreSettings(filter="markup"), inputs={"cleaned": other})
+    scores = store.build(request).manifest
+    with pytest.raises(GristmillError, match=r"scores of other documents; materialize the scores of its filter again"):
+        collect_scores(CollectSettings(domain="wiki", snapshot="2026-01-01"), tmp_path, cleaned=cleaned, families=(scores,))
