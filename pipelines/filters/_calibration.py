@@ -30,11 +30,12 @@ def calibrate(scores: np.ndarray, classes: np.ndarray, method: Method) -> tuple[
     if method == "isotonic":
         from sklearn.isotonic import isotonic_regression
 
-        order = np.lexsort((classes, scores))
-        fitted = isotonic_regression(classes[order], sample_weight=weights[order])
+        points, place = np.unique(scores, return_inverse=True)
+        weight = np.bincount(place, weights=weights)
+        fitted = isotonic_regression(np.bincount(place, weights=weights * classes) / weight, sample_weight=weight)
         ends = np.flatnonzero(np.diff(fitted, prepend=-1.0, append=2.0))  # first of each level, and the place after the last
         kept = np.unique(np.concatenate([ends[:-1], ends[1:] - 1]))
-        return scores[order][kept].round(DIGITS).tolist(), fitted[kept].round(DIGITS).tolist()
+        return points[kept].round(DIGITS).tolist(), fitted[kept].round(DIGITS).tolist()
     positives, negatives = classes.sum(), (1 - classes).sum()
     targets = np.where(classes > 0.5, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     slope, intercept = 1.0, 0.0

@@ -1,0 +1,50 @@
+"""Where a trained model lies: a file or folder of the user's, or a commit of a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from pipelines.errors import GristmillError
+
+
+def _commit(revision: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError("give the full commit hash, 40 hexadecimal digits: a branch or tag can change what it names")
+    return revision
+
+
+Commit = Annotated[str, AfterValidator(_commit)]
+"""A commit of a repository on the hub."""
+
+
+def local_path(model: str, root: Path) -> Path:
+    """Return the file or folder `model`, relative to `root` unless absolute.
+
+    Raises:
+        GristmillError: it is not there, or leaves `root` by ``..``.
+    """
+    if not Path(model).is_absolute() and ".." in Path(model).parts:
+        raise GristmillError(f"model {model!r} leaves the project's directory by '..'; give an absolute path for one outside it")
+    if not (root / model).exists():
+        hint = "for a repository on the hub give `revision`, too" if model.count("/") == 1 else "put it there or correct `model`"
+        raise GristmillError(f"no model {model!r} (relative paths start at {root}); {hint}")
+    return root / model
+
+
+def downloaded(fetch: Callable[[], str], model: str) -> Path:
+    """Return what `fetch` has brought from the hub.
+
+    Raises:
+        GristmillError: the hub, or the file on it, cannot be reached.
+    """
+    try:
+        return Path(fetch())
+    except (OSError, ValueError) as error:  # the errors of huggingface_hub and of its connections are OSErrors
+        raise GristmillError(
+            f"model {model!r} cannot be had from the hub ({type(error).__name__}: {error}); download it, and give its path as `model`"
+        ) from error
