@@ -35,7 +35,7 @@ def _job(name: str, assets: tuple[str, ...], description: str):  # noqa: ANN202 
 
 
 ingest = _job("ingest", INGESTED, "By source: read, clean and sign.")
-fit = _job("fit", FITTED, "Once: clusters of near-duplicates with the held-out split, tokenizer, embedder, fitted filters, evaluation texts.")
+fit = _job("fit", FITTED, "Once: near-duplicate clusters with held-out split, tokenizer, embedder, fitted filters, evaluation texts.")
 measure = _job("measure", MEASURED, "By source: score, look for evaluation texts, embed and tokenize, after `fit`.")
 ingest_and_measure = _job("ingest_and_measure", INGESTED + MEASURED, "By source, everything: what a new snapshot needs once `fit` has run.")
 decide = _job("decide", DECIDED, "By recipe: filter, decontaminate, deduplicate, split by age, select, and train the general checkpoint.")
