@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -98,6 +99,11 @@ class Build:
 
     def fingerprint(self) -> str:
         """Return the address of the artifact this request asks for."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Computed once: where each of a chain of requests names all before it, the work would double with every link."""
         return fingerprint(self.asset, self.code_version(), self.settings.model_dump(mode="json"), self.references())
 
 
