@@ -1,58 +1,51 @@
 """Deduplication: sign every document, cluster near-duplicates in an append-only register, keep one document per cluster.
 
-    cleaned_corpus[source]  -> sign_documents    -> duplicate_signatures[source]
-    all signatures          -> cluster_documents -> duplicate_clusters: cluster and split of every document
-    decisions + clusters    -> deduplicate       -> deduplicated_corpus[recipe]
+    cleaned_corpus[source]           -> sign_documents    -> duplicate_signatures[source]
+    a snapshot's signatures, links   -> cluster_documents -> duplicate_clusters.link: cluster and split of its documents, their index
+    all links                        -> gather_clusters   -> duplicate_clusters: cluster and split of every document
+    decisions + clusters             -> deduplicate       -> deduplicated_corpus[recipe]
 
 The register is read in a stated order of partitions, oldest snapshot first. A document is compared with earlier ones
 only, so what it says about a document never changes when later snapshots are appended: their rows come out byte-identical.
+A new snapshot is a new link: it is checked against the index of the links before, whose documents and signatures are not read again.
 The split hangs on the cluster's founder, so a near-duplicate of a held-out document is held out with it.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
+from pipelines.deduplication_audits import DECISIONS, SIGNATURES, SPLITS
 from pipelines.documents import DECISION_SCHEMA, TableWriter, partition_file, read_batches, row_count, split_partition, write_table
-from pipelines.duplicate_register import (
-    HELD_OUT,
-    TRAIN,
-    Clusters,
-    Register,
-    find_clusters,
-    held_out_as_founder,
-    read_register,
-    split_tables,
-)
+from pipelines.duplicate_index import INDEX, Index, open_segment, write_segment
+from pipelines.duplicate_register import Clusters, Register, find_clusters, held_out_as_founder, read_register, split_tables
 from pipelines.errors import EmptyInput, GristmillError, MissingArtifact
-from pipelines.manifests import Check, Manifest, Member, Outcome
-from pipelines.minhash import Signer, exact_hash
+from pipelines.manifests import Json, Manifest, Member, Outcome
+from pipelines.minhash import Signer, WordDialect, exact_hash
 from pipelines.plugins import Settings
 
-SIGNATURES = "signatures.parquet"
-DECISIONS = "decisions.parquet"
-SPLITS = "splits"
-MIN_DOCUMENTS_TO_HOLD_OUT = 50
-"""A domain with fewer documents may have an empty held-out split."""
 DOCUMENTS_PER_BATCH = 500
 
 
 class SignatureSettings(Settings):
-    """MinHash over word n-grams. Words are lower-cased runs of letters, digits and `_`; in scripts written without spaces, characters.
+    """MinHash over word n-grams, by datatrove's hash functions: with its words, its signatures (the low 32 bits of each minimum).
 
     The exact hash is over the text with runs of white space folded, case kept. Defaults: datatrove's 5-grams and 112 hashes,
     as used for FineWeb (Penedo et al. 2024, arXiv:2406.17557, section 3.4).
     """
+
+    words: WordDialect = "folded"
+    """`folded`: runs of letters and digits, lower-cased, without accents; characters in scripts written without spaces.
+    `datatrove`: its simplification (numbers are 0) and spaCy's English tokens; a Chinese sentence is one word there."""
 
     num_permutations: int = Field(112, ge=1, le=4096)
     """Positions of a signature; the similarity's standard error is at most ``0.5 / sqrt(num_permutations)``."""
@@ -78,7 +71,7 @@ class ClusterSettings(Settings):
     split_epoch: int = 1
     """Enters the split's hash: another epoch is another draw of the held-out clusters."""
     order: tuple[str, ...]
-    """Every source partition, in the order of reading: snapshots in time order, then domains. New ones are appended."""
+    """Source partitions in the order of reading, a link's or all: snapshots in time order, then domains. New ones are appended."""
 
     @field_validator("held_out")
     @classmethod
@@ -108,18 +101,19 @@ class DeduplicationSettings(Settings):
 
 def sign_documents(settings: SignatureSettings, out: Path, *, cleaned: Manifest) -> Outcome:
     """Write `signatures.parquet`: exact hash, MinHash signature, shingles and characters of every document, in its order."""
-    signer = Signer(num_permutations=settings.num_permutations, ngram=settings.ngram, seed=settings.seed)
+    signer = Signer(num_permutations=settings.num_permutations, ngram=settings.ngram, seed=settings.seed, words=settings.words)
     counts: Counter[str] = Counter(documents_in=row_count(cleaned.file("documents.parquet")), documents=0, without_words=0, characters=0)
     with TableWriter(out / SIGNATURES, signature_schema(settings.num_permutations)) as writer:
         for batch in read_batches(cleaned.file("documents.parquet"), ["id", "text"], rows=DOCUMENTS_PER_BATCH):
             texts = batch["text"].to_pylist()
-            signatures, shingles = signer.sign(texts)
+            minima, shingles = signer.sign(texts)
+            signatures = minima.astype("<u4")  # the low half of each
             for row, (name, text) in enumerate(zip(batch["id"].to_pylist(), texts, strict=True)):
                 writer.write(
                     {
                         "id": name,
                         "exact_hash": exact_hash(text),
-                        "signature": signatures[row].astype("<u4").tobytes(),
+                        "signature": signatures[row].tobytes(),
                         "shingles": min(int(shingles[row]), 2**31 - 1),
                         "characters": min(len(text), 2**31 - 1),
                     }
@@ -141,27 +135,69 @@ def signature_schema(num_permutations: int) -> pa.Schema:
     )
 
 
-def cluster_documents(settings: ClusterSettings, out: Path, *, signatures: tuple[Manifest, ...]) -> Outcome:
-    """Write ``splits/<domain>@<snapshot>.parquet``: cluster and split of every document, rows sorted by id.
+def cluster_documents(
+    settings: ClusterSettings, out: Path, *, signatures: tuple[Manifest, ...], earlier: tuple[Manifest, ...] = ()
+) -> Outcome:
+    """Write one link of the register: ``splits/<domain>@<snapshot>.parquet``, rows sorted by id, and the index for later links.
 
-    Memory: 4 bytes per position of the signature and 8 per band, for every document.
+    Args:
+        signatures: of the partitions in `settings.order`.
+        earlier: all links before, in order. Without any, this link is the whole register.
+
+    Memory: about 0.5 kB and 32 bytes per band for every document of `signatures`, and a signature for each earlier one it is compared with.
 
     Raises:
-        GristmillError: `settings.order` and the partitions of `signatures` differ, or the signatures do not fit the bands.
-        EmptyInput: no partition holds a document.
+        GristmillError: `settings.order` and the partitions of `signatures` differ, or the signatures do not fit the bands or each other.
     """
     register = read_register(_files_in_order(settings, signatures))
-    if settings.bands * settings.rows > register.signatures.shape[1]:
+    index = Index([open_segment(link.file(INDEX)) for link in earlier])
+    _require_fitting(settings, register, index)
+    held = held_out_as_founder(register, settings.held_out, settings.split_epoch)
+    clusters, segment = find_clusters(register, held, index, bands=settings.bands, rows=settings.rows, threshold=settings.threshold)
+    (out / SPLITS).mkdir()
+    for partition, table in split_tables(register, clusters, threshold=settings.threshold):
+        write_table(out / SPLITS / partition_file(partition), table)
+    write_segment(out / INDEX, segment)
+    return _cluster_outcome(register, clusters)
+
+
+def gather_clusters(settings: ClusterSettings, out: Path, *, links: tuple[Manifest, ...]) -> Outcome:
+    """Write the split files of all `links` and the sum of what they found.
+
+    Raises:
+        EmptyInput: no link holds a document.
+    """
+    (out / SPLITS).mkdir()
+    for link in links:
+        for entry in link.files:
+            if entry.path.startswith(f"{SPLITS}/"):
+                shutil.copyfile(link.file(entry.path), out / entry.path)
+    counts: Counter[str] = Counter()
+    domains: dict[str, Counter[str]] = {}
+    documents: dict[str, int] = {}
+    for link in links:
+        counts.update(link.counts)
+        documents |= link.outcome.details["documents"]  # type: ignore[operator]
+        for row in link.outcome.tables["by_domain"]:
+            numbers = {key: value for key, value in row.items() if isinstance(value, int)}
+            domains.setdefault(str(row["domain"]), Counter()).update(numbers)
+    if not counts["documents"]:
+        raise EmptyInput("no document to cluster: every partition is empty; ingest a source that holds documents")
+    table = [_with_share(domain, domains[domain]) for domain in sorted(domains)]
+    return Outcome(counts=dict(counts), tables={"by_domain": table}, details={"documents": documents})
+
+
+def _require_fitting(settings: ClusterSettings, register: Register, index: Index) -> None:
+    positions = register.signatures.shape[1]
+    if settings.bands * settings.rows > positions:
         raise GristmillError(
             f"{settings.bands} bands of {settings.rows} rows need {settings.bands * settings.rows} positions, the signatures have "
-            f"{register.signatures.shape[1]}; use fewer bands or rows, or sign with a larger num_permutations"
+            f"{positions}; use fewer bands or rows, or sign with a larger num_permutations"
         )
-    held = held_out_as_founder(register, settings.held_out, settings.split_epoch)
-    clusters = find_clusters(register, held, bands=settings.bands, rows=settings.rows, threshold=settings.threshold)
-    (out / SPLITS).mkdir()
-    for partition, table in split_tables(register, clusters, held, threshold=settings.threshold):
-        write_table(out / SPLITS / partition_file(partition), table)
-    return _cluster_outcome(register, clusters, held)
+    if other := sorted(index.positions - {positions}):
+        raise GristmillError(
+            f"signatures of {[*other, positions]} positions cannot be compared; sign all partitions with the same num_permutations"
+        )
 
 
 def _files_in_order(settings: ClusterSettings, signatures: tuple[Manifest, ...]) -> dict[str, Path]:
@@ -172,40 +208,30 @@ def _files_in_order(settings: ClusterSettings, signatures: tuple[Manifest, ...])
     return {partition: manifests[partition].file(SIGNATURES) for partition in settings.order}
 
 
-def _cluster_outcome(register: Register, clusters: Clusters, held: np.ndarray) -> Outcome:
-    own = np.arange(len(register.ids))
-    joined, exact, out = clusters.founder != own, clusters.original < own, held[clusters.founder]
-    domains: dict[str, list[slice]] = {}
+def _cluster_outcome(register: Register, clusters: Clusters) -> Outcome:
+    joined, exact = clusters.founder != clusters.own, clusters.original < clusters.own
+    domains: dict[str, Counter[str]] = {}
     for partition, rows in register.rows():
-        domains.setdefault(split_partition(partition)[0], []).append(rows)
-    table = []
-    for domain in sorted(domains):
-        rows = np.concatenate([own[part] for part in domains[domain]])
-        characters = register.characters[rows]
-        row = {"domain": domain, "documents": len(rows), "duplicates": int(joined[rows].sum()), "held_out": int(out[rows].sum())}
-        table.append(row | {"held_out_characters_share": float(characters[out[rows]].sum() / max(1, characters.sum()))})
+        characters, out = register.characters[rows], clusters.held[rows]
+        found = {"documents": len(out), "duplicates": int(joined[rows].sum()), "held_out": int(out.sum())}
+        found |= {"characters": int(characters.sum()), "held_out_characters": int(characters[out].sum())}
+        domains.setdefault(split_partition(partition)[0], Counter()).update(found)
     counts = {
-        "documents": len(own),
+        "documents": len(joined),
         "clusters": int((~joined).sum()),
         "exact_duplicates": int(exact.sum()),
         "near_duplicates": int((joined & ~exact).sum()),
-        "held_out": int(out.sum()),
+        "held_out": int(clusters.held.sum()),
         "straddling": int(clusters.straddles.sum()),
     }
     documents = {partition_file(partition): rows.stop - rows.start for partition, rows in register.rows()}
+    table = [_with_share(domain, domains[domain]) for domain in sorted(domains)]
     return Outcome(counts=counts, tables={"by_domain": table}, details={"documents": documents})
 
 
-def split_changes(previous: Manifest, draft: Manifest) -> int:
-    """Return how many documents of `previous` have another split in `draft`; partitions and documents that are gone do not count."""
-    files = {entry.path for entry in draft.files}
-    query = "SELECT count(*) FROM before JOIN after USING (id) WHERE before.split <> after.split"
-    changes = 0
-    for entry in previous.files:
-        if entry.path.startswith(f"{SPLITS}/") and entry.path in files:
-            before, after = (pq.read_table(m.directory / entry.path, columns=["id", "split"]) for m in (previous, draft))
-            changes += _count(query, before=before, after=after)
-    return changes
+def _with_share(domain: str, counted: Mapping[str, int]) -> dict[str, Json]:
+    share = counted["held_out_characters"] / max(1, counted["characters"])
+    return {"domain": domain, **counted, "held_out_characters_share": share}
 
 
 def deduplicate(
@@ -313,110 +339,3 @@ def _deduplication_outcome(connection: duckdb.DuckDBPyConnection) -> Outcome:
     for row in by_rule:
         rules[row["rule"]] += row["dropped"]
     return Outcome(counts=totals | {"quarantined": 0, **rules}, tables={"by_domain": by_domain, "by_rule": by_rule})
-
-
-def documents_signed(draft: Manifest) -> Check:
-    """Every document that came in has a signature."""
-    rows, expected = row_count(draft.directory / SIGNATURES), draft.counts["documents_in"]
-    return Check(name="documents_signed", passed=rows == expected, description=f"{rows} signatures for {expected} documents")
-
-
-def every_document_has_one_split(draft: Manifest) -> Check:
-    """Every partition has a file of splits, with as many rows as signatures and `train` or `held_out` in each."""
-    expected: dict[str, int] = dict(draft.outcome.details["documents"])  # type: ignore[arg-type]
-    found = {path.name: row_count(path) for path in _split_files(draft)}
-    other = _count(f"SELECT count(*) FROM splits WHERE split IS NULL OR split NOT IN ('{TRAIN}', '{HELD_OUT}')", splits=_all_splits(draft))
-    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    description = f"{other} rows without a split; files whose rows differ from the signatures': {', '.join(wrong) or 'none'}"
-    return Check(name="every_document_has_one_split", passed=not wrong and not other, description=description)
-
-
-def ids_unique(draft: Manifest) -> Check:
-    """No id stands twice in one source partition."""
-    repeated: dict[str, int] = {}
-    for path in sorted(draft.directory.rglob("*.parquet")):
-        names = pq.read_table(path, columns=["id"])["id"]
-        repeated[path.name] = len(names) - len(names.unique())
-    description = f"repeated ids: {', '.join(f'{extra} in {name}' for name, extra in repeated.items() if extra) or 'none'}"
-    return Check(name="ids_unique", passed=not any(repeated.values()), description=description)
-
-
-def clusters_do_not_straddle_splits(draft: Manifest) -> Check:
-    """All documents of a cluster have one split."""
-    query = "SELECT count(*) FROM (SELECT cluster FROM splits GROUP BY cluster HAVING count(DISTINCT split) > 1)"
-    found = _count(query, splits=_all_splits(draft))
-    return Check(name="clusters_do_not_straddle_splits", passed=not found, description=f"{found} clusters with documents in both splits")
-
-
-def held_out_not_empty(draft: Manifest) -> Check:
-    """Every domain with a held-out share and at least `MIN_DOCUMENTS_TO_HOLD_OUT` documents holds something out."""
-    shares: dict[str, float] = dict(draft.settings["held_out"])  # type: ignore[arg-type]
-    rows = draft.outcome.tables["by_domain"]
-    due = [row for row in rows if shares.get(str(row["domain"]), 0) > 0 and int(row["documents"]) >= MIN_DOCUMENTS_TO_HOLD_OUT]
-    empty = [f"{row['domain']} (share {shares[str(row['domain'])]} of {row['documents']} documents)" for row in due if not row["held_out"]]
-    description = f"nothing held out of: {', '.join(empty)}; raise the share" if empty else f"{len(due)} domains hold documents out"
-    return Check(name="held_out_not_empty", passed=not empty, description=description)
-
-
-def documents_conserved(draft: Manifest) -> Check:
-    """Documents in = kept + dropped + quarantined, and as many rows."""
-    counts, rows = draft.counts, row_count(draft.directory / DECISIONS)
-    accounted = counts["kept"] + counts["dropped"] + counts["quarantined"]
-    description = f"{counts['documents_in']} in, {counts['kept']} kept, {counts['dropped']} dropped, {rows} rows"
-    return Check(name="documents_conserved", passed=counts["documents_in"] == accounted == rows, description=description)
-
-
-def decided_ids_unique(draft: Manifest) -> Check:
-    """No document of a partition is decided twice. An id may recur in another snapshot; the metadata say how many are kept twice."""
-    table = pq.read_table(draft.directory / DECISIONS, columns=["id", "domain", "snapshot", "kept"])
-    query = "SELECT count(*) FROM (SELECT {} GROUP BY ALL HAVING count(*) > 1)"
-    rows = _count(query.format("id, domain, snapshot FROM decided"), decided=table)
-    kept = _count(query.format("id FROM decided WHERE kept"), decided=table)
-    return Check(name="ids_unique", passed=not rows, description=f"{rows} documents decided twice", metadata={"ids_kept_twice": kept})
-
-
-def one_survivor_per_cluster(draft: Manifest) -> Check:
-    """Of each cluster one document is kept (mode near), at least one (exact) or all (off), but for those that join two clusters."""
-    table = pq.read_table(draft.directory / DECISIONS, columns=["cluster", "kept", "rule"])
-    wrong = {"near": "kept <> least(1, candidates)", "exact": "kept < least(1, candidates)", "off": "kept <> candidates"}
-    clusters = "SELECT count(*) FILTER (kept) AS kept, count(*) FILTER (rule IS DISTINCT FROM 'joins_two_clusters') AS candidates"
-    query = f"SELECT count(*) FROM ({clusters} FROM decided GROUP BY cluster) WHERE {wrong[str(draft.settings['mode'])]}"
-    found = _count(query, decided=table)
-    return Check(name="one_survivor_per_cluster", passed=not found, description=f"{found} clusters with too few or too many survivors")
-
-
-def _split_files(manifest: Manifest) -> list[Path]:
-    return sorted((manifest.directory / SPLITS).glob("*.parquet"))
-
-
-def _all_splits(manifest: Manifest) -> pa.Table:
-    return pa.concat_tables(pq.read_table(path, columns=["id", "cluster", "split"]) for path in _split_files(manifest))
-
-
-def _count(query: str, **tables: pa.Table) -> int:
-    with duckdb.connect(config={"threads": 1}) as connection:
-        for name, table in tables.items():
-            connection.register(name, table)
-        return connection.sql(query).fetchall()[0][0]
-
-
-SIGNATURE_AUDITS = (documents_signed, ids_unique)
-CLUSTER_AUDITS = (every_document_has_one_split, ids_unique, clusters_do_not_straddle_splits, held_out_not_empty)
-DEDUPLICATION_AUDITS = (documents_conserved, decided_ids_unique, one_survivor_per_cluster)
-
-
-@dataclass(frozen=True)
-class SplitsUnchanged:
-    """A document keeps the split it was once given, unless `split_epoch` was raised."""
-
-    previous: Manifest | None
-    check_name = "splits_unchanged"
-
-    def __call__(self, draft: Manifest) -> Check:
-        if self.previous is None or self.previous.settings["split_epoch"] != draft.settings["split_epoch"]:
-            return Check(name="splits_unchanged", passed=True, description="no earlier register to compare with")
-        changed = split_changes(self.previous, draft)
-        description = (
-            f"{changed} documents changed their split; raise `split_epoch` under `clusters` in project.yaml to give all splits anew"
-        )
-        return Check(name="splits_unchanged", passed=changed == 0, description=description if changed else "no document changed its split")

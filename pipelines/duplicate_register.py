@@ -2,10 +2,14 @@
 
 What the register says about a document depends on the documents before it alone, so appending documents changes nothing
 that was said. A document joins the cluster of the earlier document it is most like; it never merges two clusters.
+
+The register is a chain of links, each over the documents of some partitions: a link is made from its own documents and the index of
+the links before (`duplicate_index`). Where the chain is cut into links changes no decision.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.documents import split_partition, stable_fraction
-from pipelines.errors import EmptyInput, GristmillError
-from pipelines.minhash import agreement, buckets
+from pipelines.duplicate_index import Index, Segment
+from pipelines.errors import GristmillError
+from pipelines.minhash import agreement, band_keys
 
 TRAIN, HELD_OUT = "train", "held_out"
 
@@ -38,14 +43,14 @@ SPLIT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Register:
-    """Every document of all partitions in the order of reading, n in all; within a partition by id."""
+    """Every document of a link's partitions in the order of reading, n in all; within a partition by id."""
 
     ids: list[str]
     partitions: tuple[str, ...]
     bounds: np.ndarray
     """int64 ``(partitions + 1,)``: partition p is rows ``bounds[p]:bounds[p + 1]``."""
     exact: np.ndarray
-    """S16 ``(n,)``: exact hashes."""
+    """uint64 ``(n, 2)``: exact hashes, big-endian."""
     signatures: np.ndarray
     """uint32 ``(n, P)``."""
     shingles: np.ndarray
@@ -59,29 +64,39 @@ class Register:
 
 @dataclass(frozen=True)
 class Clusters:
-    """What the register says about every document; arrays of shape ``(n,)``."""
+    """What the register says about every document of a link; arrays of shape ``(n,)``. Documents go by their number in all links."""
 
+    base: int
+    """Number of the link's first document."""
     founder: np.ndarray
-    """Row of the cluster's first document."""
+    """Number of the cluster's first document."""
     original: np.ndarray
-    """Row of the first document with the same exact hash; its own row for most."""
+    """Number of the first document with the same exact hash; its own for most."""
+    similarity: np.ndarray
+    """float32: agreement of the document's signature with its founder's."""
+    held: np.ndarray
+    """bool: the cluster is held out."""
     joins: np.ndarray
     """int32: older clusters the document matched."""
     straddles: np.ndarray
     """bool: they were of both splits, or those of its exact original were."""
+    names: list[str]
+    """The cluster's name."""
+
+    @property
+    def own(self) -> np.ndarray:
+        """Every document's own number."""
+        return np.arange(self.base, self.base + len(self.founder))
 
 
 def read_register(files: dict[str, Path]) -> Register:
     """Read the signature files of `files`, partition to path, in that order.
 
     Raises:
-        EmptyInput: no partition holds a document.
         GristmillError: signatures of different lengths.
     """
     tables = [pq.read_table(path) for path in files.values()]
     bounds = np.cumsum([0, *(table.num_rows for table in tables)], dtype=np.int64)
-    if not bounds[-1]:
-        raise EmptyInput("no document to cluster: every partition is empty; ingest a source that holds documents")
     widths = sorted({table.schema.field("signature").type.byte_width // 4 for table in tables})
     if len(widths) > 1:
         raise GristmillError(f"signatures of {widths} positions cannot be compared; sign all partitions with the same num_permutations")
@@ -90,7 +105,7 @@ def read_register(files: dict[str, Path]) -> Register:
         ids=[name for table in tables for name in table["id"].to_pylist()],
         partitions=tuple(files),
         bounds=bounds,
-        exact=np.concatenate([_fixed_bytes(table["exact_hash"], "S16").ravel() for table in tables]),
+        exact=np.concatenate([_fixed_bytes(table["exact_hash"], ">u8") for table in tables]).astype(np.uint64),
         signatures=np.concatenate([_fixed_bytes(table["signature"], "<u4") for table in tables]),
         shingles=np.concatenate([table["shingles"].to_numpy() for table in tables]),
         characters=np.concatenate([table["characters"].to_numpy() for table in tables]).astype(np.int64),
@@ -107,97 +122,160 @@ def held_out_as_founder(register: Register, shares: Mapping[str, float], epoch: 
     return held
 
 
-class Representatives:
-    """Earlier texts that later ones of the same bucket are compared with.
-
-    A bucket keeps at most `MAX_PER_CLUSTER` texts of one cluster and of at most `MAX_CLUSTERS` clusters, the earliest
-    ones, so that a template shared by a million pages costs a constant number of comparisons a page, not a million.
-    """
-
-    MAX_PER_CLUSTER = 4
-    MAX_CLUSTERS = 64
-
-    def __init__(self) -> None:
-        self._clusters: dict[int, dict[int, list[int]]] = {}
-
-    def of(self, numbers: Sequence[int]) -> list[int]:
-        """Return the representatives of buckets `numbers`, earliest first."""
-        clusters = (self._clusters.get(number, {}) for number in numbers)
-        return sorted({text for bucket in clusters for texts in bucket.values() for text in texts})
-
-    def add(self, numbers: Sequence[int], cluster: int, text: int) -> None:
-        """Make `text` of `cluster` a representative of those of buckets `numbers` that have room."""
-        for number in numbers:
-            bucket = self._clusters.setdefault(number, {})
-            if cluster not in bucket and len(bucket) >= self.MAX_CLUSTERS:
-                continue
-            texts = bucket.setdefault(cluster, [])
-            if len(texts) < self.MAX_PER_CLUSTER:
-                texts.append(text)
-
-
-def find_clusters(register: Register, held: np.ndarray, *, bands: int, rows: int, threshold: float) -> Clusters:
+def find_clusters(
+    register: Register, held: np.ndarray, index: Index, *, bands: int, rows: int, threshold: float
+) -> tuple[Clusters, Segment]:
     """Give every document a cluster; `held` (bool, ``(n,)``) says whether the cluster that a document founds is held out.
 
-    A document joins the cluster of the first document with its exact hash, else that of the representative its signature
-    agrees with most, if on `threshold` at least, ties to the earliest; else it founds one.
+    A document joins the cluster of the first document with its exact hash, else that of the earlier document of one of its buckets that
+    its signature agrees with most, if on `threshold` at least, ties to the earliest; else it founds one. `index` holds the earlier
+    links; the segment returned is what the next ones need of this link.
     """
-    total = len(register.ids)
-    _, first, inverse = np.unique(register.exact, return_index=True, return_inverse=True)
-    original = first[inverse]
-    numbers = buckets(register.signatures, bands=bands, rows=rows, usable=register.shingles > 0)
-    founder, joins, straddles = np.arange(total), np.zeros(total, dtype=np.int32), np.zeros(total, dtype=bool)
-    representatives = Representatives()
-    for row in np.flatnonzero((numbers >= 0).any(axis=1) | (original < founder)).tolist():
-        shared = numbers[row][numbers[row] >= 0].tolist()
-        near = np.array(representatives.of(shared), dtype=np.int64)
-        similarity = agreement(register.signatures[near], register.signatures[row])
-        near, similarity = near[similarity >= threshold], similarity[similarity >= threshold]
-        matched = set(founder[near].tolist())
-        if original[row] < row:
-            founder[row] = founder[original[row]]
-            matched.add(int(founder[row]))
-        elif len(near):
-            founder[row] = founder[near[similarity.argmax()]]
-        joins[row] = len(matched)
-        straddles[row] = straddles[original[row]] or len({bool(held[cluster]) for cluster in matched}) > 1
-        if original[row] == row:
-            representatives.add(shared, int(founder[row]), row)
-    return Clusters(founder=founder, original=original, joins=joins, straddles=straddles)
+    from pipelines.register_kernel import place_documents
+
+    base, total = len(index), len(register.ids)
+    original = _originals(register.exact, index)
+    keys = band_keys(register.signatures, bands=bands, rows=rows)
+    usable = register.shingles > 0
+    order = np.argsort(keys, axis=None, kind="stable")
+    bounds, members, buckets = _buckets(keys, order, usable, index)
+    known = np.unique(np.concatenate([members, original[original < base]]))
+    new = np.arange(base, base + total)
+    numbers = np.concatenate([known, new])
+    # A copy is near to what its original is near to, but later: only originals have a signature in the index.
+    slots = np.searchsorted(known, members)
+    signatures = np.zeros((len(numbers), register.signatures.shape[1]), dtype=np.uint32)
+    compared = np.unique(members)
+    signatures[np.searchsorted(known, compared)] = index.signatures(compared, signatures.shape[1])
+    signatures[len(known) :] = register.signatures
+    founder = np.concatenate([index.founder(known), new])
+    out = np.concatenate([index.held(known), held])
+    straddles = np.concatenate([index.straddles(known), np.zeros(total, dtype=bool)])
+    joins = np.zeros(len(numbers), dtype=np.int32)
+    places = np.concatenate([np.arange(len(known)), np.searchsorted(numbers, original)])
+    kept = place_documents(signatures, buckets, places, bounds, slots, founder, out, straddles, joins, threshold)
+    kept &= usable[:, None]
+    mine = slice(len(known), None)
+    names, segment_names = _cluster_names(register, founder[mine], index)
+    clusters = Clusters(
+        base=base,
+        founder=founder[mine],
+        original=original,
+        similarity=_similarity(register.signatures, founder[mine], index),
+        held=out[mine],
+        joins=joins[mine],
+        straddles=straddles[mine],
+        names=names,
+    )
+    return clusters, _segment(register, clusters, keys, order[kept.ravel()[order]], segment_names)
 
 
-def split_tables(register: Register, clusters: Clusters, held: np.ndarray, *, threshold: float) -> Iterator[tuple[str, pa.Table]]:
-    """Yield every partition with its table of `SPLIT_SCHEMA`, rows by id; `held` as in `find_clusters`."""
-    names = _cluster_names(register, clusters)
+def _originals(exact: np.ndarray, index: Index) -> np.ndarray:
+    """Return the number of the first document with each exact hash."""
+    order = np.lexsort((exact[:, 1], exact[:, 0]))  # stable: the first of equal ones is the earliest
+    starts = np.ones(len(exact), dtype=bool)
+    starts[1:] = (exact[order[1:]] != exact[order[:-1]]).any(axis=1)
+    earlier = index.find_originals(exact[order[starts]])
+    original = np.empty(len(exact), dtype=np.int64)
+    original[order] = np.where(earlier >= 0, earlier, order[starts] + len(index))[np.cumsum(starts) - 1]
+    return original
+
+
+def _buckets(keys: np.ndarray, order: np.ndarray, usable: np.ndarray, index: Index) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the buckets of the band keys: bounds and earlier members of each, and each document's, -1 where it is alone.
+
+    `order` sorts the keys.
+    """
+    order = order[usable[order // keys.shape[1]]]
+    ordered = keys.ravel()[order]
+    starts = np.ones(len(order), dtype=bool)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    first = np.flatnonzero(starts)
+    bounds, members = index.find_members(ordered[first])
+    shared = (np.diff(np.append(first, len(order))) > 1) | (np.diff(bounds) > 0)
+    numbers = np.where(shared, np.cumsum(shared) - 1, -1)
+    buckets = np.full(keys.size, -1, dtype=np.int64)
+    buckets[order] = numbers[np.cumsum(starts) - 1]
+    return np.append(bounds[:-1][shared], bounds[-1]), members, buckets.reshape(keys.shape)
+
+
+def _similarity(signatures: np.ndarray, founder: np.ndarray, index: Index) -> np.ndarray:
+    """Return the agreement of each document's signature with its founder's, float32."""
+    base = len(index)
+    similarity = np.ones(len(founder), dtype=np.float32)
+    inside = np.flatnonzero((founder >= base) & (founder != np.arange(base, base + len(founder))))
+    similarity[inside] = agreement(signatures[inside], signatures[founder[inside] - base])
+    before = np.flatnonzero(founder < base)
+    wanted, inverse = np.unique(founder[before], return_inverse=True)
+    similarity[before] = agreement(signatures[before], index.signatures(wanted, signatures.shape[1])[inverse])
+    return similarity
+
+
+def _cluster_names(register: Register, founder: np.ndarray, index: Index) -> tuple[list[str], list[str]]:
+    """Return the name of each document's cluster, and of the cluster it founds, empty where it founds none.
+
+    A cluster has its founder's id, with the partition added where an earlier cluster has that name.
+    """
+    base = len(index)
+    own = np.flatnonzero(founder == np.arange(base, base + len(founder)))
+    hashes = _name_hashes([register.ids[row] for row in own.tolist()])
+    taken_before, seen = index.names_taken(hashes), set()
+    mine = [""] * len(register.ids)
+    partitions = np.searchsorted(register.bounds, own, side="right") - 1
+    for row, value, taken, partition in zip(own.tolist(), hashes.tolist(), taken_before.tolist(), partitions.tolist(), strict=True):
+        name = register.ids[row]
+        mine[row] = f"{name}@{register.partitions[partition]}" if taken or value in seen else name
+        seen.add(value if mine[row] == name else int(_name_hashes([mine[row]])[0]))
+    earlier = {number: index.name(number) for number in np.unique(founder[founder < base]).tolist()}
+    return [mine[number - base] if number >= base else earlier[number] for number in founder.tolist()], mine
+
+
+def _name_hashes(names: Sequence[str]) -> np.ndarray:
+    """Return 64-bit hashes (BLAKE2b) of `names`: two names with one hash count as equal."""
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def _segment(register: Register, clusters: Clusters, keys: np.ndarray, kept: np.ndarray, names: Sequence[str]) -> Segment:
+    """Return what later links need to know of this one; `kept` are the places in `keys` that later documents look up, by key and row."""
+    originals = np.flatnonzero(clusters.original == clusters.own)
+    slots = np.full(len(register.ids), -1, dtype=np.int64)
+    slots[originals] = np.arange(len(originals))
+    by_hash = originals[np.lexsort((register.exact[originals, 1], register.exact[originals, 0]))]
+    encoded = [name.encode() for name in names]
+    return Segment(
+        base=clusters.base,
+        keys=keys.ravel()[kept],
+        key_rows=kept // keys.shape[1],
+        exact=register.exact[by_hash],
+        exact_rows=by_hash,
+        slots=slots,
+        signatures=register.signatures[originals],
+        founder=clusters.founder,
+        held=clusters.held,
+        straddles=clusters.straddles,
+        names=np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        name_bounds=np.cumsum([0, *map(len, encoded)], dtype=np.int64),
+        name_hashes=np.sort(_name_hashes([name for name in names if name])),
+    )
+
+
+def split_tables(register: Register, clusters: Clusters, *, threshold: float) -> Iterator[tuple[str, pa.Table]]:
+    """Yield every partition of the link with its table of `SPLIT_SCHEMA`, rows by id."""
     schema = SPLIT_SCHEMA.with_metadata({"threshold": repr(threshold)})
+    own = clusters.own
     for partition, rows in register.rows():
-        founder, own = clusters.founder[rows], np.arange(rows.start, rows.stop)
-        joined = np.flatnonzero(founder != own)
-        similarity = np.ones(len(own), dtype=np.float32)
-        similarity[joined] = agreement(register.signatures[own[joined]], register.signatures[founder[joined]])
         columns = {
             "id": register.ids[rows],
-            "cluster": [names[row] for row in founder.tolist()],
-            "founder": founder == own,
-            "exact": clusters.original[rows] < own,
-            "similarity": similarity,
-            "split": np.where(held[founder], HELD_OUT, TRAIN).tolist(),
+            "cluster": clusters.names[rows],
+            "founder": clusters.founder[rows] == own[rows],
+            "exact": clusters.original[rows] < own[rows],
+            "similarity": clusters.similarity[rows],
+            "split": np.where(clusters.held[rows], HELD_OUT, TRAIN).tolist(),
             "joins": clusters.joins[rows],
             "straddles": clusters.straddles[rows],
         }
         yield partition, pa.table(columns, schema=schema)
-
-
-def _cluster_names(register: Register, clusters: Clusters) -> dict[int, str]:
-    """Return the name of every founder's cluster: its id, with the partition added where an earlier founder has that id."""
-    names: dict[int, str] = {}
-    taken: set[str] = set()
-    for partition, rows in register.rows():
-        for row in (np.flatnonzero(clusters.founder[rows] == np.arange(rows.start, rows.stop)) + rows.start).tolist():
-            name = register.ids[row]
-            names[row] = f"{name}@{partition}" if name in taken else name
-            taken.add(names[row])
-    return names
 
 
 def _fixed_bytes(column: pa.ChunkedArray, dtype: str) -> np.ndarray:

@@ -1,16 +1,15 @@
 """MinHash: signatures whose agreement estimates how many word n-grams two texts share, and bands that find similar pairs.
 
-    words      lower-cased runs of letters, digits and `_`; one character each in scripts written without spaces
-    shingle    `ngram` consecutive words; a text with fewer words is one shingle
-    signature  for each of P random hash functions, the minimum over the text's shingles
+    words      by dialect, see `WORDS`
+    shingle    xxHash64 of `ngram` consecutive words joined by a space, in UTF-8; a text with fewer words is one shingle
+    signature  for each of P hash functions ``((a x + b) mod 2^64) mod (2^61 - 1)`` the minimum over the text's shingles, with
+               `a` and `b` drawn by numpy's Mersenne Twister: those of datatrove 0.10.1 (pipeline/dedup/minhash.py)
     agreement  share of equal positions of two signatures: an unbiased estimate of the Jaccard similarity of the two shingle
                sets, standard error sqrt(J (1 - J) / P) (Broder, "On the resemblance and containment of documents", 1997)
     bands      `bands` groups of `rows` positions; two texts with similarity J share a whole band with probability
                1 - (1 - J^rows)^bands (Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4)
 
-The hash functions are multiply-shift, ``((a x + b) mod 2^64) >> 32`` with random 64-bit `a` and `b`: strongly universal on
-32-bit `x` (Dietzfelbinger, "Universal hashing and k-wise independent random variables via integer arithmetic without
-primes", STACS 1996). The shift keeps the order, so the minimum is taken before it.
+With words `datatrove` the minima are datatrove's bit for bit, at any number of bands, rows and words per shingle.
 """
 
 from __future__ import annotations
@@ -18,24 +17,25 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Thai, Lao, Burmese, Khmer, kana and Han: a run of letters there is a sentence, so every character counts as a word."""
+from pipelines import folding
+from pipelines.words import encode
 
-WORD = re.compile(rf"[{NO_SPACES}]|[^\W{NO_SPACES}]+")
-ASCII_WORD = re.compile(r"\w+", re.ASCII)
+WordDialect = Literal["folded", "datatrove"]
+"""`folded`: runs of letters, digits and `_`, lower-cased, without accents; in scripts written without spaces, characters.
+`datatrove`: its simplification (numbers are 0, no punctuation), then spaCy's English tokenizer."""
+
 SPACE = re.compile(r"\s")
-
 PIECE_CHARACTERS = 65_536
 """A text is read in pieces of about this length, so that memory does not grow with the longest document."""
-BLOCK_WORDS = 16_384
-"""Words that are hashed together: the arrays of a block stay in a core's cache."""
-MAX_MEMO = 500_000
-"""Words whose hash is remembered; when full, the memo starts anew."""
-MAX_MEMO_CHARACTERS = 64
+BATCH_CHARACTERS = 2_097_152
+"""Short texts are signed together up to this many characters."""
 NO_SHINGLE = np.uint64(2**64 - 1)
+MERSENNE = 2**61 - 1
 
 
 def pieces(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
@@ -66,94 +66,129 @@ def exact_hash(text: str, piece_characters: int = PIECE_CHARACTERS) -> bytes:
     return digest.digest()
 
 
-class WordHashes(dict[str, int]):
-    """64-bit BLAKE2b hashes of words, remembered: most words of a text have been seen before."""
+@dataclass(frozen=True)
+class Words:
+    """The words of some segments of text: UTF-8 bytes in which consecutive words of a segment are parted by one space."""
 
-    def __missing__(self, word: str) -> int:
-        value = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-        if len(word) <= MAX_MEMO_CHARACTERS:
-            if len(self) >= MAX_MEMO:
-                self.clear()
-            self[word] = value
-        return value
+    data: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    offsets: np.ndarray
+    """int64 ``(segments + 1,)``: segment s has words ``offsets[s]:offsets[s + 1]``."""
 
-    def of(self, piece: str) -> list[int]:
-        """Return the hashes of the words of `piece`, in order."""
-        pattern = ASCII_WORD if piece.isascii() else WORD
-        return [self[word] for word in pattern.findall(piece.lower())]
+    def after(self, before: Words, keep: int) -> Words:
+        """Return these words, one segment, behind the last `keep` words of `before`."""
+        first = max(0, len(before.starts) - keep)
+        parts = [part for part in (before._cut(first), self._cut(0)) if len(part.starts)]
+        if len(parts) < 2:
+            return parts[0] if parts else self
+        head, tail = parts
+        data = np.concatenate([head.data, np.array([32], dtype=np.uint8), tail.data])
+        starts = np.concatenate([head.starts, tail.starts + len(head.data) + 1])
+        ends = np.concatenate([head.ends, tail.ends + len(head.data) + 1])
+        return Words(data, starts, ends, np.array([0, len(starts)]))
+
+    def _cut(self, first: int) -> Words:
+        """Return the words from `first` on as one segment, without bytes around them."""
+        starts, ends = self.starts[first:], self.ends[first:]
+        if not len(starts):
+            return Words(self.data[:0], starts, ends, np.array([0, 0]))
+        return Words(self.data[starts[0] : ends[-1]], starts - starts[0], ends - starts[0], np.array([0, len(starts)]))
+
+
+def folded_words(texts: Sequence[str]) -> Words:
+    """Return the words of dialect `folded`."""
+    from pipelines import minhash_kernels
+
+    codes, bounds = encode(texts)
+    out = np.empty(10 * len(codes) + 8, dtype=np.uint8)
+    starts, ends = np.empty((2, len(codes) + 1), dtype=np.int64)
+    offsets = np.empty(len(bounds), dtype=np.int64)
+    folds = folding.folded_characters()
+    count = minhash_kernels.cut_words(codes, bounds, folding.word_classes(), *folds, out, starts, ends, offsets)
+    return Words(out, starts[:count], ends[:count], offsets)
+
+
+def datatrove_words(texts: Sequence[str]) -> Words:
+    """Return the words of dialect `datatrove`."""
+    from pipelines import minhash_kernels
+    from pipelines.words import split_words
+
+    found = split_words(simplified_texts(texts), "spacy_en")
+    return Words(*minhash_kernels.joined_words(found.codes, found.starts, found.ends, found.offsets), found.offsets)
+
+
+def simplified_texts(texts: Sequence[str]) -> list[str]:
+    """Return `texts` simplified as datatrove does."""
+    from pipelines import minhash_kernels
+
+    codes, bounds = encode(texts)
+    out = np.empty(10 * len(codes) + 8, dtype=np.uint8)
+    starts, ends = np.zeros((2, len(texts)), dtype=np.int64)
+    minhash_kernels.simplify(codes, bounds, folding.simplified_classes(), *folding.folded_characters(), out, starts, ends)
+    content = out.data
+    return [
+        str(content[start:end], "utf-8", "surrogatepass") if end >= 0 else folding.simplified(text)
+        for text, start, end in zip(texts, starts.tolist(), ends.tolist(), strict=True)
+    ]
+
+
+WORDS = {"folded": folded_words, "datatrove": datatrove_words}
 
 
 class Signer:
     """Signs texts; the same texts and arguments give the same bytes on every machine."""
 
-    def __init__(self, *, num_permutations: int, ngram: int, seed: int, piece_characters: int = PIECE_CHARACTERS) -> None:
-        random = np.random.Generator(np.random.PCG64(seed))
-        self._multipliers = random.integers(0, 2**64, num_permutations, dtype=np.uint64) | np.uint64(1)
-        self._increments = random.integers(0, 2**64, num_permutations, dtype=np.uint64)
-        self._weights = random.integers(0, 2**64, ngram, dtype=np.uint64) | np.uint64(1)
-        self._words = WordHashes()
+    def __init__(
+        self, *, num_permutations: int, ngram: int, seed: int, words: WordDialect = "folded", piece_characters: int = PIECE_CHARACTERS
+    ) -> None:
+        random = np.random.RandomState(seed)
+        self._multipliers = random.randint(1, MERSENNE, dtype=np.uint64, size=num_permutations)
+        self._increments = random.randint(0, MERSENNE, dtype=np.uint64, size=num_permutations)
+        self._ngram = ngram
+        self._words = WORDS[words]
         self._piece_characters = piece_characters
 
     def sign(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return signatures, uint32 ``(len(texts), num_permutations)``, and each text's number of shingles, repeats counted.
+        """Return signatures, uint64 ``(len(texts), num_permutations)``, and each text's number of shingles, repeats counted.
 
         A text without words has no shingle and a signature of ones; it is similar to nothing.
         """
         minima = np.full((len(texts), len(self._multipliers)), NO_SHINGLE)
         counts = np.zeros(len(texts), dtype=np.int64)
-        words: list[int] = []
-        owners: list[int] = []
-        starts: list[int] = []
+        batch: list[int] = []
+        size = 0
         for owner, text in enumerate(texts):
-            for segment in self._segments(text):
-                counts[owner] += len(segment) - len(self._weights) + 1
-                owners.append(owner)
-                starts.append(len(words))
-                words += segment
-                if len(words) >= BLOCK_WORDS:
-                    self._lower(minima, words, owners, starts)
-                    words, owners, starts = [], [], []
-        if words:
-            self._lower(minima, words, owners, starts)
-        return (minima >> np.uint64(32)).astype(np.uint32), counts
+            if len(text) > 2 * self._piece_characters:
+                self._sign_long(owner, text, minima, counts)
+                continue
+            batch.append(owner)
+            size += len(text)
+            if size >= BATCH_CHARACTERS:
+                self._lower(self._words([texts[row] for row in batch]), batch, minima, counts)
+                batch, size = [], 0
+        if batch:
+            self._lower(self._words([texts[row] for row in batch]), batch, minima, counts)
+        return minima, counts
 
-    def _segments(self, text: str) -> Iterator[list[int]]:
-        """Yield the word hashes of `text` piece by piece, each with the words before it that share a shingle with it."""
-        ngram, before, any_yet = len(self._weights), [], False
+    def _sign_long(self, owner: int, text: str, minima: np.ndarray, counts: np.ndarray) -> None:
+        """Sign `text` piece by piece, each with the words before it that share a shingle with it."""
+        before = self._words([""])
+        any_yet = False
         for piece in pieces(text, self._piece_characters):
-            before += self._words.of(piece)
-            if len(before) >= ngram:
-                yield before
-                before, any_yet = before[len(before) - ngram + 1 :], True
-        if before and not any_yet:
-            yield before + [0] * (ngram - len(before))
+            before = self._words([piece]).after(before, self._ngram - 1 if any_yet else len(before.starts))
+            if len(before.starts) >= self._ngram:
+                self._lower(before, [owner], minima, counts)
+                any_yet = True
+        if not any_yet:
+            self._lower(before, [owner], minima, counts)
 
-    def _lower(self, minima: np.ndarray, words: list[int], owners: list[int], starts: list[int]) -> None:
-        """Lower `minima` by the shingles of one block: segments of `words` at `starts`, each of text ``owners[i]``."""
-        ngram = len(self._weights)
-        values = np.array(words, dtype=np.uint64)
-        hashes = np.zeros(len(values) - ngram + 1, dtype=np.uint64)
-        for offset, weight in enumerate(self._weights):
-            hashes += values[offset : offset + len(hashes)] * weight
-        within = np.ones(len(hashes), dtype=bool)
-        within[(np.array(starts[1:], dtype=np.int64)[:, None] - np.arange(1, ngram)).ravel()] = False
-        shingles = mixed(hashes[within]) >> np.uint64(32)
-        texts, first = np.unique(owners, return_index=True)
-        bounds = np.array(starts, dtype=np.int64)[first] - first * (ngram - 1)
-        lowest = np.empty((len(self._multipliers), len(texts)), dtype=np.uint64)
-        hashed = np.empty_like(shingles)
-        for row, (multiplier, increment) in enumerate(zip(self._multipliers, self._increments, strict=True)):
-            np.multiply(shingles, multiplier, out=hashed)
-            np.add(hashed, increment, out=hashed)
-            np.minimum.reduceat(hashed, bounds, out=lowest[row])
-        minima[texts] = np.minimum(minima[texts], lowest.T)
+    def _lower(self, words: Words, owners: Sequence[int], minima: np.ndarray, counts: np.ndarray) -> None:
+        from pipelines import minhash_kernels
 
-
-def mixed(values: np.ndarray) -> np.ndarray:
-    """Return uint64 `values` with their bits mixed (the finaliser of SplitMix64; Steele, Lea, Flood, OOPSLA 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+        rows = np.array(owners, dtype=np.int64)
+        functions = (self._ngram, self._multipliers, self._increments)
+        minhash_kernels.sign_words(words.data, words.starts, words.ends, words.offsets, rows, *functions, minima, counts)
 
 
 def agreement(signatures: np.ndarray, signature: np.ndarray) -> np.ndarray:
@@ -161,21 +196,11 @@ def agreement(signatures: np.ndarray, signature: np.ndarray) -> np.ndarray:
     return (signatures == signature).mean(axis=1)
 
 
-def buckets(signatures: np.ndarray, *, bands: int, rows: int, usable: np.ndarray) -> np.ndarray:
-    """Return bucket numbers, int64 ``(n, bands)``: equal where two signatures agree on a whole band, -1 where a text is alone.
+def band_keys(signatures: np.ndarray, *, bands: int, rows: int) -> np.ndarray:
+    """Return uint64 ``(n, bands)``: equal in two rows where two signatures agree on that whole band.
 
-    `usable` (bool, ``(n,)``) marks the texts that take part. Bands are compared by a 64-bit hash: a collision makes a
-    pair of texts to compare, not a match.
+    A band is compared by a 64-bit hash of its number and its positions: a collision makes a pair to compare, not a match.
     """
-    found = np.full((len(signatures), bands), -1, dtype=np.int64)
-    positions = np.flatnonzero(usable)
-    offset = 0
-    for band in range(bands):
-        keys = np.zeros(len(positions), dtype=np.uint64)
-        for row in range(band * rows, (band + 1) * rows):
-            keys = mixed(keys + signatures[positions, row].astype(np.uint64) + np.uint64(1))
-        _, inverse, sizes = np.unique(keys, return_inverse=True, return_counts=True)
-        shared = sizes[inverse] > 1
-        found[positions[shared], band] = inverse[shared] + offset
-        offset += len(sizes)
-    return found
+    from pipelines import minhash_kernels
+
+    return minhash_kernels.band_keys(signatures, bands, rows)

@@ -41,6 +41,7 @@ LAYERS = {
     "recipes": ("configuration", "recipes"),
     "steps": STEPS,
     "parts": (
+        *("deduplication_audits", "duplicate_index", "folding", "minhash_kernels", "register_kernel"),
         *("checkpoints", "duplicate_register", "explanation", "filter_tables", "minhash", "models", "ngrams", "pages", "report_sections"),
         *("shards", "trainer"),
     ),

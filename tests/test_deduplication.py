@@ -17,20 +17,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from assets_defs.deduplication import register_links
 from pipelines.deduplication import (
-    CLUSTER_AUDITS,
-    DECISION_SCHEMA,
-    DEDUPLICATION_AUDITS,
-    SIGNATURE_AUDITS,
     ClusterSettings,
     DeduplicationSettings,
     SignatureSettings,
     cluster_documents,
     deduplicate,
+    gather_clusters,
     sign_documents,
-    split_changes,
 )
-from pipelines.documents import partition_file, split_partition
+from pipelines.deduplication_audits import CLUSTER_AUDITS, DEDUPLICATION_AUDITS, SIGNATURE_AUDITS, split_changes
+from pipelines.documents import DECISION_SCHEMA, partition_file, split_partition
 from pipelines.errors import EmptyInput, GristmillError, MissingArtifact
 from pipelines.manifests import Manifest, Member, Outcome
 from pipelines.minhash import PIECE_CHARACTERS, Signer, agreement, exact_hash, pieces
@@ -75,14 +73,12 @@ def sign(store: Store, cleaned: Manifest, **values: int) -> Manifest:
 
 
 def cluster(store: Store, signed: Sequence[Manifest], **values: object) -> Manifest:
-    order = tuple(manifest.partition for manifest in signed)
-    request = Build(
-        "duplicate_clusters",
-        cluster_documents,
-        ClusterSettings(order=order, **values),
-        inputs={"signatures": tuple(signed)},
-        audits=CLUSTER_AUDITS,
-    )
+    def settings_of(order: Sequence[str]) -> ClusterSettings:
+        return ClusterSettings(order=tuple(order), **values)
+
+    signatures = {manifest.partition: manifest for manifest in signed}
+    links = register_links(settings_of, signatures)
+    request = Build("duplicate_clusters", gather_clusters, settings_of(tuple(signatures)), inputs={"links": links}, audits=CLUSTER_AUDITS)
     return store.build(request).manifest
 
 
