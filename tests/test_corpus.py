@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipelines.corpus import (
     CORPUS_AUDITS,
     CorpusSettings,
+    SeenIds,
     corpus_settings,
     documents_conserved,
     export_corpus,
@@ -112,7 +113,7 @@ def test_tables_have_their_schemas_and_every_line_is_accounted_for(tmp_path: Pat
     }
     assert sum(row["documents"] for row in made.outcome.tables["quarantine"]) == 5
     assert [row["id"] for row in made.outcome.tables["sample"]] == [row["id"] for row in documents(made)]
-    assert [check.passed for check in made.checks] == [True, True, True]
+    assert all(check.passed for check in made.checks) and len(made.checks) == 4
 
 
 LINES = st.one_of(
@@ -271,3 +272,26 @@ def test_settings_travel_to_a_worker_process(tmp_path: Path):
     restored = pickle.loads(pickle.dumps(made))
     assert isinstance(restored, CorpusSettings)
     assert restored.root == tmp_path
+
+
+def test_a_cut_file_among_others_is_counted_and_warned_of(tmp_path: Path):
+    whole = SAMPLE.parent / "corpus.parquet"
+    (tmp_path / "b.parquet").write_bytes(whole.read_bytes())
+    (tmp_path / "a.parquet").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    made = raw(tmp_path, domain="book", source="parquet", paths=["*.parquet"], where={"domain": "{domain}", "collected": "{snapshot}"})
+    assert reasons(made) == [("a.parquet", "not a whole Parquet file: damaged from here to its end")]
+    assert made.counts["kept"] > 50 and made.counts["quarantined"] == 1
+    check = next(check for check in made.checks if check.name == "input_whole")
+    assert not check.passed and not check.blocking and "copy these files again" in check.description
+
+
+def test_whole_input_gives_no_warning(tmp_path: Path):
+    write_lines(tmp_path / "a.jsonl", {"text": "fine"}, "{broken")
+    assert all(check.passed for check in raw(tmp_path).checks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 40).map(str), max_size=120), st.integers(1, 9))
+def test_ids_are_seen_once_however_few_are_held_apart(names: list[str], recent: int):
+    seen = SeenIds(recent)
+    assert [seen.add(name) for name in names] == [name not in names[:place] for place, name in enumerate(names)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pydantic import Field
 
-from pipelines.documents import Document, Quarantined
+from pipelines.documents import Document, Quarantined, bounded
 from pipelines.errors import GristmillError
 from pipelines.sources import Source
 from pipelines.sources._rows import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import datasets
 
 BATCH_ROWS = 256
-"""Rows held at a time."""
+"""Rows held at a time, fewer where they are long."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -84,9 +84,11 @@ class Hub(Source):
                 dataset = dataset.select_columns(sorted({*columns.values(), *setting.where}))
             for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
                 columns = present_columns(self.columns, table.column_names, name)
-                rows = matching_rows(table, typed_conditions(setting.where, table.schema, name))
-                yield from table_documents(table, columns, rows, name=name, first=row, values=setting.values)
-                row += table.num_rows
+                conditions = typed_conditions(setting.where, table.schema, name)
+                for batch in (piece for whole in table.to_batches() for piece in bounded(whole)):
+                    rows = matching_rows(batch, conditions)
+                    yield from table_documents(batch, columns, rows, name=name, first=row, values=setting.values)
+                    row += batch.num_rows
 
     def files(self, domain: str, snapshot: str, *, root: Path) -> list[Path]:
         setting = self._expanded(domain, snapshot)

@@ -3,6 +3,9 @@
 `where` picks the partition's rows: row groups whose statistics exclude it are not read, of the others only the `where`
 columns are read until one has a matching row. So one month of one domain is cheap to read from a large file that is
 sorted by them.
+
+A file that is cut or damaged is quarantined from where it cannot be read on, and the others are read; where that leaves no
+document at all, it is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 from pydantic import Field
 
-from pipelines.documents import Document, Quarantined
+from pipelines.documents import Document, Quarantined, batches_of
 from pipelines.errors import GristmillError
 from pipelines.files import shown_path
 from pipelines.sources._rows import (
@@ -33,7 +36,10 @@ from pipelines.sources._rows import (
 )
 
 BATCH_ROWS = 256
-"""Rows held at a time: a quarter of a gigabyte where documents have 1 MB."""
+"""Rows held at a time, fewer where they are long."""
+
+
+DAMAGED = "not a whole Parquet file: damaged from here to its end"
 
 
 class Parquet(FileSource):
@@ -46,14 +52,19 @@ class Parquet(FileSource):
 
     def read(self, domain: str, snapshot: str, *, root: Path) -> Iterator[Document | Quarantined]:
         where = {column: expand(value, domain, snapshot) for column, value in self.where.items()}
+        damaged: list[str] = []
+        read = 0
         for path in self.files(domain, snapshot, root=root):
             name = shown_path(path, root)
             try:
-                yield from self._documents(path, name, where, self.filled(domain, snapshot))
+                for found in self._documents(path, name, where, self.filled(domain, snapshot)):
+                    read += isinstance(found, Document)
+                    yield found
             except (pa.ArrowException, OSError) as error:
-                raise GristmillError(
-                    f"{name} is not a whole Parquet file ({error}); copy or download it again, or take it out of `paths`"
-                ) from error
+                damaged.append(f"{name} is not a whole Parquet file ({error})")
+                yield Quarantined(name, DAMAGED, str(error))
+        if damaged and not read:
+            raise GristmillError(f"{'; '.join(damaged)}; copy or download it again, or take it out of `paths`")
 
     def _documents(self, path: Path, name: str, where: dict[str, str], values: dict[str, str]) -> Iterator[Document | Quarantined]:
         with pq.ParquetFile(path) as file:
@@ -65,7 +76,7 @@ class Parquet(FileSource):
                 if mask is not None and not mask.any():
                     continue
                 row = 0
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=sorted(set(columns.values()))):
+                for batch in batches_of(file, sorted(set(columns.values())), groups=[group], rows=BATCH_ROWS):
                     rows = np.ones(len(batch), dtype=bool) if mask is None else mask[row : row + len(batch)]
                     yield from table_documents(batch, columns, rows, name=name, first=int(starts[group]) + row + 1, values=values)
                     row += len(batch)
