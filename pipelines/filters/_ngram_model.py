@@ -41,7 +41,7 @@ class NgramModel:
 def fit(hashes: np.ndarray, offsets: np.ndarray, *, order: int, prune: bool) -> NgramModel:
     """Return the model of the words `hashes` (uint64) of documents ``offsets[d]:offsets[d + 1]``."""
     counts = None
-    ngrams, contexts = [], []
+    ngrams, contexts, held = [], [], np.zeros(0, dtype=np.int64)
     for n in range(order, 0, -1):
         keys = _keys(hashes, offsets, n)
         if counts is None:
@@ -51,10 +51,13 @@ def fit(hashes: np.ndarray, offsets: np.ndarray, *, order: int, prune: bool) -> 
             first = _first_of(keys, unique)
         if n == 1:
             break
-        values, heads, left = _discounted(counts, _contexts(hashes, offsets, n)[first], prune=prune and n > 2)
+        found = _contexts(hashes, offsets, n)
+        values, heads, left = _discounted(counts, found[first], prune=prune and n > 2)
         kept = values > 0
         ngrams.append((unique[kept], values[kept]))
-        contexts.append((heads, left))
+        held = np.concatenate([held, first[kept]])
+        followed = (left < 1) | np.isin(heads, found[held])  # a context stays where it, or a longer one, has an n-gram
+        contexts.append((heads[followed], left[followed]))
     values, _, left = _discounted(counts, np.zeros(len(counts), dtype=np.uint64), prune=False)
     uniform = float(left[0]) / (len(unique) + 1)
     ngrams.append((unique, values + uniform))
@@ -71,7 +74,7 @@ def log_probabilities(hashes: np.ndarray, offsets: np.ndarray, model: NgramModel
 
 
 def _discounted(counts: np.ndarray, heads: np.ndarray, *, prune: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each n-gram's discounted share of its context, the contexts with a kept n-gram, and the mass that each leaves."""
+    """Return each n-gram's discounted share of its context, the contexts, and the mass that each leaves."""
     of_counts = [float((counts == number).sum()) for number in (1, 2, 3, 4)]
     discounts = np.array([0.0, *FALLBACK])
     if all(of_counts):
@@ -84,9 +87,7 @@ def _discounted(counts: np.ndarray, heads: np.ndarray, *, prune: bool) -> tuple[
     values = (counts - discounts[np.minimum(counts, 3)]) / totals[place]
     if prune:
         values[counts < 2] = 0.0
-    given = np.bincount(place, weights=values)
-    kept = given > 0
-    return values, unique[kept], 1.0 - given[kept]
+    return values, unique, 1.0 - np.bincount(place, weights=values)
 
 
 def _first_of(keys: np.ndarray, unique: np.ndarray) -> np.ndarray:
