@@ -304,7 +304,7 @@ def test_the_classifier_tells_prose_from_code_it_has_not_seen(store: Store) -> N
     assert roc_auc_score(classes, np.concatenate([found["wiki"], found["code"]])) > 0.98
     assert model.outcome.metrics["held_out_auc"] > 0.98
     assert model.outcome.metrics["held_out_expected_calibration_error"] < 0.1
-    assert sum(row["examples"] for row in model.outcome.tables["reliability"]) == model.counts["held_out_examples"]
+    assert sum(row["examples"] for row in model.outcome.tables["calibration"]) == model.counts["held_out_examples"]
 
 
 def test_what_a_document_teaches_does_not_reach_its_own_score(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ class QualityClassifier(FittedFilter):
                 "held_out_examples": int(measured.sum()),
             },
             metrics={f"held_out_{name}": value for name, value in quality(found[measured], classes[measured]).items()},
-            tables={"reliability": rows, "by_origin": _by_origin(table["origin"][measured], classes[measured], found[measured])},
+            tables={"calibration": rows, "by_origin": _by_origin(table["origin"][measured], classes[measured], found[measured])},
             plots=(PLOT,),
         )
 
