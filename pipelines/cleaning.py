@@ -1,6 +1,6 @@
 """Cleaning: the only step that changes text. HTML extraction, encoding repair, control characters, masking of personal data.
 
-Every change is counted per document. The masks are patterns: they find the common written forms, not every one.
+Every change is counted per document.
 Order: HTML, encoding, line breaks, control characters, personal data, length.
 """
 
@@ -13,14 +13,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BeforeValidator
 
 from pipelines.documents import DOCUMENT_SCHEMA, TableWriter, repeated_ids, row_count
 from pipelines.manifests import Check, Manifest, Outcome
+from pipelines.personal_data import KINDS, PersonalData, mask, pseudonym_key
 from pipelines.plugins import Settings
 from pipelines.row_groups import RowGroup, map_row_groups
 
@@ -32,12 +34,14 @@ CHANGES = (
     "encoding_repaired_lines",
     "newlines_normalised",
     "control_characters_removed",
-    "emails_masked",
-    "cards_masked",
-    "national_ids_masked",
-    "phones_masked",
-    "ips_masked",
+    *(f"{kind}s_{done}" for done in ("masked", "counted") for kind in KINDS),
 )
+
+
+def _all_kinds(value: object) -> object:
+    """Return what is done with every kind where one word says it; YAML reads the word off as false."""
+    value = "off" if value is False else value
+    return dict.fromkeys(KINDS, value) if isinstance(value, str) else value
 
 
 class CleaningSettings(Settings):
@@ -51,8 +55,8 @@ class CleaningSettings(Settings):
     """Make every line break one line feed."""
     remove_control_characters: bool = True
     """Remove U+0000 to U+001F but tab, line feed and carriage return."""
-    mask_personal_data: bool = True
-    """Put <EMAIL>, <PHONE>, <IP>, <CARD> and <NATIONAL_ID> in the place of what has the form of one."""
+    personal_data: Annotated[PersonalData, BeforeValidator(_all_kinds)] = PersonalData()
+    """What is done with each kind of personal data; one word, ``off`` say, holds for all."""
     min_characters: int = 1
     """A text with fewer characters, white space at its ends aside, is dropped."""
 
@@ -60,11 +64,12 @@ class CleaningSettings(Settings):
 def clean_corpus(settings: CleaningSettings, out: Path, *, raw: Manifest) -> Outcome:
     """Write ``documents.parquet`` (order kept), ``changes.parquet`` (id, change, count) and ``dropped.parquet`` (id, reason)."""
     counts = dict.fromkeys(("documents_in", "kept", "dropped", "quarantined", "characters", "bytes", *CHANGES), 0)
+    key = pseudonym_key(settings.personal_data)
     with ExitStack() as stack:
         documents = stack.enter_context(pq.ParquetWriter(out / "documents.parquet", DOCUMENT_SCHEMA, compression="zstd"))
         changes = stack.enter_context(TableWriter(out / "changes.parquet", CHANGES_SCHEMA))
         dropped = stack.enter_context(TableWriter(out / "dropped.parquet", DROPPED_SCHEMA))
-        for group in map_row_groups(partial(_clean_group, settings=settings), raw.file("documents.parquet")):
+        for group in map_row_groups(partial(_clean_group, settings=settings, key=key), raw.file("documents.parquet")):
             counts = {key: value + group.counts.get(key, 0) for key, value in counts.items()}
             for row in group.changes:
                 changes.write(row)
@@ -85,12 +90,12 @@ class _Cleaned:
     counts: Counter[str]
 
 
-def _clean_group(group: RowGroup, *, settings: CleaningSettings) -> _Cleaned:
+def _clean_group(group: RowGroup, *, settings: CleaningSettings, key: bytes) -> _Cleaned:
     changes, dropped, counts, tables = [], [], Counter[str](), []
     for batch in group.batches():
         rows, texts = [], []
         for row, (name, raw) in enumerate(zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)):
-            text, found = clean(raw or "", settings)
+            text, found = clean(raw or "", settings, key)
             counts.update({"documents_in": 1, **found})
             changes += [{"id": name, "change": change, "count": count} for change, count in found.items()]
             if len(text.strip()) < settings.min_characters:
@@ -113,8 +118,8 @@ PIECE_CHARACTERS = 4 * 1024 * 1024
 """A longer text is cleaned in pieces of about this length, cut at line ends, so that what cleaning needs beside the text stays small."""
 
 
-def clean(text: str, settings: CleaningSettings) -> tuple[str, dict[str, int]]:
-    """Return the cleaned `text`, and how often each kind of change was made, zeros left out."""
+def clean(text: str, settings: CleaningSettings, key: bytes = b"") -> tuple[str, dict[str, int]]:
+    """Return the cleaned `text`, and how often each kind of change was made, zeros left out; `key` is that of pseudonyms."""
     found: Counter[str] = Counter()
     if settings.html == "extract":
         text, changes = extract_html(text)
@@ -123,7 +128,7 @@ def clean(text: str, settings: CleaningSettings) -> tuple[str, dict[str, int]]:
         (settings.repair_encoding, repair_encoding),
         (settings.normalise_newlines, _normalise_newlines),
         (settings.remove_control_characters, _remove_control_characters),
-        (settings.mask_personal_data, mask_personal_data),
+        (set(settings.personal_data.ways.values()) != {"off"}, partial(mask, settings=settings.personal_data, key=key)),
     ]
     cleaned = []
     for piece in line_pieces(text, PIECE_CHARACTERS):
@@ -189,74 +194,6 @@ def _normalise_newlines(text: str) -> tuple[str, dict[str, int]]:
 def _remove_control_characters(text: str) -> tuple[str, dict[str, int]]:
     text, count = _CONTROL.subn("", text)
     return text, {"control_characters_removed": count}
-
-
-_EMAIL = re.compile(r"(?<![\w.%+-])[A-Za-z0-9][\w.%+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,8}\.[A-Za-z]{2,24}\b", re.ASCII)
-_NUMBER = re.compile(
-    r"""(?<![\w.+-])(?:
-        (?P<card>\d{4}([ -])\d{4}\2\d{4}\2\d{4} | 3[47]\d\d([ -])\d{6}\3\d{5} | \d{13,16}) (?!\w|[.,-]\d)
-      | (?P<national_id>\d{3}-\d\d-\d{4}) (?![\w-])
-      | (?P<phone>\+[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,5}
-          | (?:1[ .-])?\(\d{3}\)[ ]?\d{3}[ .-]\d{4} | (?:1-)?\d{3}-\d{3}-\d{4} | (?:1\.)?\d{3}\.\d{3}\.\d{4}) (?![\w-]|\.\d)
-      | (?P<ip>\d{1,3}(?:\.\d{1,3}){3}) (?!\w|\.\d|-\w)
-    )""",
-    re.VERBOSE | re.ASCII,
-)
-_ISSUER = re.compile(r"4(?:\d{12}|\d{15})|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|6(?:011|5\d\d)\d{12}")
-"""First digits and lengths of Visa, Mastercard, American Express and Discover (ISO/IEC 7812)."""
-_VERSION_BEFORE = re.compile(
-    r"(?:\b(?:versions?|ver\.?|release|v|sections?|sec\.|chapter|clause|paragraph)|§)\s*$",
-    re.IGNORECASE,
-)
-_ADDRESS_BEFORE = re.compile(r"(?:\bip|\baddress|\bhost|\bserver|\bfrom|\bping|\bdns|\bsubnet|\bgateway)\b.{0,12}$|//$|@$", re.IGNORECASE)
-
-
-def mask_personal_data(text: str) -> tuple[str, dict[str, int]]:
-    """Return `text` with e-mail addresses, card numbers, US social security numbers, phone numbers and IPv4 addresses replaced.
-
-    Cards need an issuer's digits and a valid check digit. Four numbers that could be a version or a section (each below
-    100, or after "version", "section" and the like) are taken for an address only where the words before them say so.
-    Loopback, unspecified and netmask addresses stay: they point at nobody.
-    """
-    counts = dict.fromkeys(("emails_masked", "cards_masked", "national_ids_masked", "phones_masked", "ips_masked"), 0)
-    if "@" in text:
-        text, counts["emails_masked"] = _EMAIL.subn("<EMAIL>", text)
-
-    def replace(match: re.Match[str]) -> str:
-        kind = match.lastgroup or ""
-        if not _is_personal(kind, match):
-            return match[0]
-        counts[f"{kind}s_masked"] += 1
-        return f"<{kind.upper()}>"
-
-    return _NUMBER.sub(replace, text), counts
-
-
-def _is_personal(kind: str, match: re.Match[str]) -> bool:
-    digits = re.sub(r"\D", "", match[0])
-    if kind == "card":
-        return _ISSUER.fullmatch(digits) is not None and _has_check_digit(digits)
-    if kind == "phone":
-        return 8 <= len(digits) <= 15  # E.164 allows 15
-    if kind == "ip":
-        return _is_address(match)
-    return True
-
-
-def _has_check_digit(digits: str) -> bool:
-    """Return whether `digits` end in their Luhn check digit (ISO/IEC 7812-1, annex B)."""
-    doubled = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits))]
-    return sum(number - 9 if number > 9 else number for number in doubled) % 10 == 0
-
-
-def _is_address(match: re.Match[str]) -> bool:
-    octets = [int(part) for part in match[0].split(".")]
-    if max(octets) > 255 or octets[0] in (0, 127, 255):
-        return False
-    before = match.string[max(0, match.start() - 30) : match.start()]
-    if _VERSION_BEFORE.search(before):
-        return False
-    return max(octets) >= 100 or _ADDRESS_BEFORE.search(before) is not None
 
 
 def documents_conserved(draft: Manifest) -> Check:

@@ -101,7 +101,7 @@ def test_what_is_no_personal_data_stays(text: str) -> None:
 
 def test_masks_can_be_off() -> None:
     text = "ann@example.com\r\n"
-    assert clean(text, CleaningSettings(mask_personal_data=False, normalise_newlines=False)) == (text, {})
+    assert clean(text, CleaningSettings(personal_data="off", normalise_newlines=False)) == (text, {})
 
 
 def test_mojibake_is_undone_line_by_line_and_quotes_stay() -> None:
