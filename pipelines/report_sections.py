@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from pipelines import filter_tables
 from pipelines.documents import split_partition
 from pipelines.manifests import Check, Json, Manifest
 from pipelines.pages import Column, Form, Html, code, count, decimals, figures, folded, mark, number, paragraph, percent, size, table
@@ -202,7 +203,10 @@ def _filter(name: str, decided: Manifest) -> str:
         paragraph(MODES.get(str(decided.settings.get("mode")), ""))
         + table(_table(decided, "by_domain"), _columns("domain documents_in kept dropped share_dropped"))
         + figures(_plots(decided, f"{name} filter:"))
+        + filter_tables.by_language(_table(decided, "by_language"))
         + _by_rule(_table(decided, "by_rule"), "Documents dropped, by the first rule that failed")
+        + filter_tables.rule_costs(_table(decided, "by_rule"))
+        + filter_tables.by_topic(_table(decided, "by_topic"))
         + _thresholds(decided)
     )
     return f"<h3>{name}</h3>\n{body}" if body else ""
@@ -211,7 +215,7 @@ def _filter(name: str, decided: Manifest) -> str:
 def _by_rule(dropped: Sequence[Row], caption: str) -> Html:
     """Return a table of rule by domain, the rule that dropped most first."""
     found: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for row in dropped:
+    for row in (row for row in dropped if row.get("dropped")):
         found[str(row.get("rule"))][str(row.get("domain"))] += int(row.get("dropped") or 0)
     ordered = sorted(found.items(), key=lambda item: (-sum(item[1].values()), item[0]))
     rows = [{"rule": code(rule), "all": sum(counts.values()), **_in(counts)} for rule, counts in ordered]
