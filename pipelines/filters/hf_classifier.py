@@ -4,8 +4,8 @@ FineWeb-Edu (2406.17557, section 4) scores educational value from 0 to 5 by a re
 
     hf_classifier: {model: HuggingFaceFW/fineweb-edu-classifier, revision: <the commit, 40 digits>, score: 3}
 
-Weights are read from safetensors alone, and code that comes with a model is never run. About 0.4 MB of text per second and
-core for 100 M parameters and 512 tokens; longer documents cost no more, since the rest is not read.
+Weights are read from safetensors alone, and code that comes with a model is never run. A document of 512 tokens takes 0.7 s of one
+core with 110 M parameters (BERT base); longer ones cost no more, since the rest is not read.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Perplexity(FittedFilter):
     min_words: int = Field(default=20, ge=1)
     """A document with fewer words is not scored."""
     max_characters: int = Field(default=20_000_000, ge=1)
-    """Above it a stable share of the documents is taken. The fit takes about 60 bytes of memory each."""
+    """Above it a stable share of the documents is taken. The fit takes about 40 bytes of memory each."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("log_perplexity", "at_most", 9.5, SAMPLE),

@@ -55,7 +55,7 @@ class QualityClassifier(FittedFilter):
     folds: int = Field(default=2, ge=2, le=10)
     """Models, each fitted without the documents that it scores."""
     max_characters: int = Field(default=20_000_000, ge=1)
-    """Of either class; above it a stable share of the documents is taken. About 60 bytes of memory each."""
+    """Of either class; above it a stable share of the documents is taken. The fit takes about 20 bytes of memory each."""
     example_characters: int = Field(default=2_000, ge=100)
     """Longer documents are cut into examples of at most this length, so that length says nothing of the class."""
 
