@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from pipelines.filters import Filter, Rule
+from pipelines.filters._pieces import pieces
 
 SAMPLE = "embedded sample, "
 CODE_PUNCTUATION = "{}()[];=<>&|"
@@ -58,9 +59,9 @@ class Markup(Filter):
 def _shares(text: str) -> tuple[float, float, float, float, float]:
     if not text:
         return np.nan, np.nan, np.nan, np.nan, np.nan
-    tags = len(text) - len(_TAG.sub("", text)) if "<" in text else 0
+    tags = sum(tag.end() - tag.start() for tag in _TAG.finditer(text)) if "<" in text else 0
     code = sum(map(text.count, CODE_PUNCTUATION))
-    spaces = len(text) - sum(map(len, text.split()))
+    spaces = len(text) - sum(len(word) for piece in pieces(text) for word in piece.split())
     digits = sum(map(text.count, "0123456789"))
     lines = sum(1 for line in text.splitlines() if line and not line.isspace())
     stamps = sum(1 for _ in _TIMESTAMP.finditer(text)) if digits else 0

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from pipelines.filters import Filter, Rule
+from pipelines.filters._pieces import pieces
 
 _VERBS = "is was were are be been has had have do does did"
 _PREPOSITIONS = "of to in for with from by at on into"
@@ -48,8 +49,12 @@ class WordOrder(Filter):
         return {"impossible_pair_fraction": np.array([self._fraction(text) for text in texts], dtype=np.float64)}
 
     def _fraction(self, text: str) -> float:
-        words = text.lower().split()
-        pairs = [(_LEADING[first], second) for first, second in pairwise(words) if first in _LEADING]
-        if len(pairs) < self.min_pairs:
-            return np.nan
-        return sum((_FOLLOWING.get(second, 0) >> leading) & 1 for leading, second in pairs) / len(pairs)
+        num_pairs = impossible = 0
+        last: list[str] = []
+        for piece in pieces(text):
+            words = last + piece.lower().split()
+            pairs = [(_LEADING[first], second) for first, second in pairwise(words) if first in _LEADING]
+            num_pairs += len(pairs)
+            impossible += sum((_FOLLOWING.get(second, 0) >> leading) & 1 for leading, second in pairs)
+            last = words[-1:]
+        return impossible / num_pairs if num_pairs >= self.min_pairs else np.nan
