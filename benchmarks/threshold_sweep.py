@@ -15,7 +15,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +125,8 @@ def read(store: Store, data: Path) -> list[Labelled]:
     decided = {stage: store.current(f"{stage}_filtered_corpus") for stage in sweeping.STAGES}
     found = []
     for domain in sorted({key.partition("|")[0] for key in keys}):
-        scored = sweeping.read_domain(domain, scores)
+        found_there = sweeping.read_domain(domain, scores)
+        scored = replace(found_there, scores={stage: dict(columns) for stage, columns in found_there.scores.items()})
         tables = [pq.read_table(m.file("scores.parquet"), columns=["id"]) for m in sweeping.of_domain(scores["quality"], domain)]
         ids = [dirt._own(name) for table in tables for name in table["id"].to_pylist()]
         if not ids:

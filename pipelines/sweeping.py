@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.documents import split_partition, write_table
+from pipelines.documents import row_count, split_partition, write_table
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.filters import Filter
 from pipelines.manifests import Check, Json, Manifest, Outcome
@@ -171,22 +171,43 @@ def read_domain(domain: str, scores: Mapping[str, Sequence[Manifest]], shards: S
         GristmillError: two stages hold the scores of different documents.
     """
     tokenized = {manifest.partition: manifest for manifest in shards}
-    columns: dict[str, dict[str, list[np.ndarray]]] = {stage: {} for stage in scores}
+    by_stage = {stage: of_domain(found, domain) for stage, found in scores.items()}
     characters, tokens = [], []
-    for manifests in zip(*(of_domain(found, domain) for found in scores.values()), strict=True):
-        tables = [pq.read_table(manifest.file("scores.parquet")) for manifest in manifests]
+    for manifests in zip(*by_stage.values(), strict=True):
+        tables = [pq.read_table(manifest.file("scores.parquet"), columns=["id", "characters"]) for manifest in manifests]
         if any(table["id"] != tables[0]["id"] for table in tables):
             labels = " and ".join(manifest.label for manifest in manifests)
             raise GristmillError(f"{labels} score different documents; materialize both again")
-        for stage, table in zip(scores, tables, strict=True):
-            for field in table.schema:
-                if pa.types.is_float64(field.type):
-                    columns[stage].setdefault(field.name, []).append(table[field.name].to_numpy())
         characters.append(tables[0]["characters"].to_numpy())
         if found := tokenized.get(manifests[0].partition):
             tokens.append(_tokens(found, tables[0]["id"]))
-    joined = {stage: {rule: np.concatenate(parts) for rule, parts in rules.items()} for stage, rules in columns.items()}
-    return Scored(domain, joined, np.concatenate(characters), np.concatenate(tokens) if len(tokens) == len(characters) else None)
+    columns = {stage: Columns(tuple(manifest.file("scores.parquet") for manifest in found)) for stage, found in by_stage.items()}
+    return Scored(domain, columns, np.concatenate(characters), np.concatenate(tokens) if len(tokens) == len(characters) else None)
+
+
+class Columns(Mapping[str, np.ndarray]):
+    """The scores of one stage by rule, over the files of one domain; a column is read when it is asked for, and not kept."""
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self._paths = paths
+        schemas = [pq.read_schema(path) for path in paths]
+        self._rules = list(dict.fromkeys(field.name for schema in schemas for field in schema if pa.types.is_float64(field.type)))
+
+    def __getitem__(self, rule: str) -> np.ndarray:
+        return np.concatenate([_column(path, rule) for path in self._paths])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+
+def _column(path: Path, rule: str) -> np.ndarray:
+    """Return one column; NaN where a partition was scored before its filter was added, as nothing is decided by it there."""
+    if rule not in pq.read_schema(path).names:
+        return np.full(row_count(path), np.nan)
+    return pq.read_table(path, columns=[rule])[rule].to_numpy()
 
 
 def of_domain(manifests: Sequence[Manifest], domain: str) -> list[Manifest]:
