@@ -16,24 +16,27 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from pipelines.deduplication_audits import DECISIONS, SIGNATURES, SPLITS
-from pipelines.documents import DECISION_SCHEMA, TableWriter, partition_file, read_batches, row_count, split_partition, write_table
+from pipelines.documents import DECISION_SCHEMA, partition_file, row_count, split_partition, write_table
 from pipelines.duplicate_index import INDEX, Index, open_segment, write_segment
 from pipelines.duplicate_register import Clusters, Register, find_clusters, held_out_as_founder, read_register, split_tables
 from pipelines.errors import EmptyInput, GristmillError, MissingArtifact
 from pipelines.manifests import Json, Manifest, Member, Outcome
 from pipelines.minhash import Signer, WordDialect, exact_hash
 from pipelines.plugins import Settings
+from pipelines.row_groups import RowGroup, map_row_groups
 
-DOCUMENTS_PER_BATCH = 500
+MAX_INT32 = 2**31 - 1
 
 
 class SignatureSettings(Settings):
@@ -101,25 +104,41 @@ class DeduplicationSettings(Settings):
 
 def sign_documents(settings: SignatureSettings, out: Path, *, cleaned: Manifest) -> Outcome:
     """Write `signatures.parquet`: exact hash, MinHash signature, shingles and characters of every document, in its order."""
-    signer = Signer(num_permutations=settings.num_permutations, ngram=settings.ngram, seed=settings.seed, words=settings.words)
-    counts: Counter[str] = Counter(documents_in=row_count(cleaned.file("documents.parquet")), documents=0, without_words=0, characters=0)
-    with TableWriter(out / SIGNATURES, signature_schema(settings.num_permutations)) as writer:
-        for batch in read_batches(cleaned.file("documents.parquet"), ["id", "text"], rows=DOCUMENTS_PER_BATCH):
-            texts = batch["text"].to_pylist()
-            minima, shingles = signer.sign(texts)
-            signatures = minima.astype("<u4")  # the low half of each
-            for row, (name, text) in enumerate(zip(batch["id"].to_pylist(), texts, strict=True)):
-                writer.write(
-                    {
-                        "id": name,
-                        "exact_hash": exact_hash(text),
-                        "signature": signatures[row].tobytes(),
-                        "shingles": min(int(shingles[row]), 2**31 - 1),
-                        "characters": min(len(text), 2**31 - 1),
-                    }
-                )
-                counts.update(documents=1, characters=len(text), without_words=int(shingles[row] == 0))
+    path = cleaned.file("documents.parquet")
+    counts: Counter[str] = Counter(documents_in=row_count(path), documents=0, without_words=0, characters=0)
+    with pq.ParquetWriter(out / SIGNATURES, signature_schema(settings.num_permutations), compression="zstd") as writer:
+        for table in map_row_groups(_SignRowGroup(settings), path):
+            writer.write_table(table)
+            characters, shingles = table["characters"].to_numpy(), table["shingles"].to_numpy()
+            counts.update(documents=len(table), without_words=int((shingles == 0).sum()), characters=int(characters.sum(dtype=np.int64)))
     return Outcome(counts=dict(counts))
+
+
+@dataclass(frozen=True)
+class _SignRowGroup:
+    """Signs one row group; picklable."""
+
+    settings: SignatureSettings
+
+    def __call__(self, group: RowGroup) -> pa.Table:
+        settings = self.settings
+        signer = Signer(num_permutations=settings.num_permutations, ngram=settings.ngram, seed=settings.seed, words=settings.words)
+        schema = signature_schema(settings.num_permutations)
+        return pa.Table.from_batches([_signed(signer, batch, schema) for batch in group.batches(["id", "text"])], schema)
+
+
+def _signed(signer: Signer, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    texts = batch["text"].to_pylist()
+    minima, shingles = signer.sign(texts)
+    columns = [
+        batch["id"],
+        pa.array([exact_hash(text) for text in texts], schema.field("exact_hash").type),
+        # The low half of each minimum.
+        pa.Array.from_buffers(schema.field("signature").type, len(texts), [None, pa.py_buffer(minima.astype("<u4"))]),
+        pa.array(np.minimum(shingles, MAX_INT32), pa.int32()),
+        pa.array([min(len(text), MAX_INT32) for text in texts], pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def signature_schema(num_permutations: int) -> pa.Schema:

@@ -289,7 +289,7 @@ def band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
     keys = np.empty((len(signatures), bands), dtype=np.uint64)
     for document in range(len(signatures)):
         for band in range(bands):
-            key = np.uint64(band)
+            key = np.uint64(band) * np.uint64(0x9E3779B97F4A7C15)  # far apart, so that no position makes up for the band
             for row in range(band * rows, (band + 1) * rows):
                 key += np.uint64(signatures[document, row]) + np.uint64(1)
                 key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -221,6 +221,19 @@ def test_appending_a_snapshot_leaves_earlier_splits_byte_identical(store: Store,
     assert rows["web-02-0000"]["cluster"] == "wiki-01-0005" and rows["web-02-0000"]["exact"]
 
 
+def test_a_new_snapshot_reads_no_signatures_of_old_ones(store: Store, prose: list[str]) -> None:
+    parts = [("wiki", JANUARY, prose[:40]), ("wiki", FEBRUARY, [edited(text, 2) for text in prose[10:30]] + prose[40:60])]
+    signed, before = register(store, parts, held_out={"wiki": 0.3})
+    signed.append(sign(store, corpus(store, "wiki", [edited(text, 3) for text in prose[20:50]] + prose[:3], snapshot=MARCH)))
+    for manifest in signed[:2]:
+        manifest.file("signatures.parquet").unlink()
+    after = cluster(store, signed, held_out={"wiki": 0.3})
+    assert after.counts["documents"] == 113 and after.counts["exact_duplicates"] == before.counts["exact_duplicates"] + 3
+    assert after.counts["near_duplicates"] - before.counts["near_duplicates"] >= 25
+    assert [reference.partition for reference in after.inputs["links"]] == [f"wiki|{month}" for month in (JANUARY, FEBRUARY, MARCH)]
+    assert all(entry in after.files for entry in before.files) and split_changes(before, after) == 0
+
+
 def test_rows_of_a_partition_may_come_in_any_order(store: Store, prose: list[str]) -> None:
     texts = prose[:40] + [edited(text, 4) for text in prose[:40]]
     names = [f"wiki-{number:04}" for number in range(80)]
