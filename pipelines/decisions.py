@@ -28,7 +28,7 @@ from pipelines.plots import new_figure, save_figure
 from pipelines.plugins import Settings, load
 
 MEMORY_LIMIT = "1GB"
-"""Of DuckDB's own memory; what does not fit goes to a temporary directory."""
+"""Of DuckDB's own memory; what does not fit goes to a directory beside the result."""
 PASSED = "passes_all_rules"
 """The reason given where an inverse filter drops a document; it has no score and no threshold."""
 LANGUAGE, TOPICS = "language.language", "topics.mentioned"
@@ -76,7 +76,7 @@ def filter_corpus(settings: FilterSettings, out: Path, *, scores: tuple[Manifest
     paths = [manifest.file("scores.parquet") for manifest in scores]
     documents_in = previous.counts["kept"] if previous else sum(map(row_count, paths))
     before = previous.file("decisions.parquet") if previous else None
-    with _database() as connection:
+    with _database(out) as connection:
         tables = decide(connection, settings, out / "decisions.parquet", paths, before)
     by_domain = tables["by_domain"]
     _plot(by_domain, out / "dropped_by_domain.png")
@@ -90,10 +90,10 @@ def filter_corpus(settings: FilterSettings, out: Path, *, scores: tuple[Manifest
 
 
 @contextlib.contextmanager
-def _database() -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield a database in memory that takes no more than `MEMORY_LIMIT` of it."""
+def _database(directory: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a database that takes no more than `MEMORY_LIMIT` of memory and keeps the rest in `directory` meanwhile."""
     with contextlib.ExitStack() as stack:
-        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-"))
+        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix=".duckdb-", dir=directory))
         yield stack.enter_context(duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": spill}))
 
 
@@ -314,7 +314,7 @@ def every_drop_has_a_reason(draft: Manifest) -> Check:
 def _asked(draft: Manifest, what: str) -> tuple[int, ...]:
     """Return the row of numbers that `what` selects of the decisions, within `MEMORY_LIMIT`."""
     path = draft.directory / "decisions.parquet"
-    with _database() as connection:
+    with _database(draft.directory) as connection:
         return connection.execute(f"SELECT {what} FROM read_parquet({_quoted(path)})").fetchall()[0]
 
 
