@@ -18,7 +18,7 @@ from pipelines.filters import Filter, Rule
 if TYPE_CHECKING:
     from pipelines.filters._linear_words import LinearWords
 
-SAMPLE = "more in these shares of 993 toxic prompts (RealToxicityPrompts) and of 3,000 sentences of WikiText-2: "
+SAMPLE = "more in these shares of 993 toxic prompts (RealToxicityPrompts) and of as many WikiText-2 sentences of their lengths: "
 
 GROUP_CHARACTERS = 1_000_000
 """Characters taken at a time: bounds the memory of the arrays."""
@@ -31,8 +31,8 @@ class Toxicity(Filter):
     """Longer sentences are scored up to here."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("document_probability", "at_most", 0.5, SAMPLE + "80% and 0.3%"),
-        Rule("sentence_probability_max", "at_most", 0.98, SAMPLE + "51% and 0.0%; long documents reach it more often"),
+        Rule("document_probability", "at_most", 0.5, SAMPLE + "80.5% and 0.6%"),
+        Rule("sentence_probability_max", "at_most", 0.98, SAMPLE + "50.9% and 0.0%; long documents reach it more often"),
     )
     packages: ClassVar[tuple[str, ...]] = ("alt-profanity-check", "scikit-learn", "scipy")
 
