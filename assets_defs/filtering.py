@@ -65,7 +65,7 @@ def quality_scores(mill: Mill, partition: str) -> Build:
     plugin_kinds=["filters"],
 )
 def toxicity_scores(mill: Mill, partition: str) -> Build:
-    """Toxicity of every document: a linear classifier's probability (document and worst sentence) and a word list's share.
+    """Toxicity of every document: a classifier's probability (document and worst sentence), a word list's share; and its topics.
 
     Input: cleaned_corpus, filter_models.
     """
