@@ -47,7 +47,22 @@ LAYERS = {
     ),
     "plugins": plugins.KINDS,
     "store": ("store", "tracking"),
-    "shared": ("code_version", "documents", "engine", "errors", "files", "intervals", "manifests", "plots", "plugins", "progress", "row_groups", "words"),
+    "shared": (
+        "code_version",
+        "documents",
+        "engine",
+        "errors",
+        "files",
+        "intervals",
+        "manifests",
+        "native",
+        "personal_data",
+        "plots",
+        "plugins",
+        "progress",
+        "row_groups",
+        "words",
+    ),
 }
 """From the top down. A part belongs to steps and is no step; the rest of the names are modules or folders of `pipelines`."""
 ALSO = {

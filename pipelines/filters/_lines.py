@@ -8,14 +8,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipelines.filters._punctuation import rule_classes
-from pipelines.filters._repeats import new_table, repeated_blocks
+from pipelines.filters._punctuation import ANCHOR, ANCHOR_LETTERS, BRACE, OPENING, rule_classes
+from pipelines.filters._repeats import NEWLINE, new_table, newlines, repeated_blocks
+from pipelines.native import INNER, KERNEL
 from pipelines.words import UNSAFE, decode, encode, split_words
 from pipelines.words._characters import DECIMAL, LINE_BREAK, PUNCTUATION, SENTENCE_END, SPACE, TERMINAL
-from pipelines.words._native import INNER, KERNEL
 
-BLANK, QUOTE, APOSTROPHE, PERIOD, EXCLAMATION, QUESTION, OPEN, CLOSE, CURLY = map(ord, " \"'.!?[]{")
-CARRIAGE_RETURN, NEWLINE, KELVIN = 13, 10, 0x212A
+BLANK, QUOTE, APOSTROPHE, PERIOD, EXCLAMATION, QUESTION, OPEN, CLOSE = map(ord, " \"'.!?[]")
+CARRIAGE_RETURN, KELVIN = 13, 0x212A
 MARKS = ("[edit]", "[citation needed]")
 LOREM, SCRIPT = "lorem ipsum", "javascript"
 NOTICES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
@@ -43,20 +43,26 @@ def _lower(code: int) -> int:
 
 
 @INNER
-def _phrases_in(codes: np.ndarray, start: int, end: int, phrases: np.ndarray, bounds: np.ndarray, firsts: int) -> int:
-    """Return a mask of the phrases that ``codes[start:end]`` holds in any case; `firsts` is a mask of their first letters."""
+def _phrases_in(
+    codes: np.ndarray, start: int, end: int, classes: np.ndarray, phrases: np.ndarray, bounds: np.ndarray, anchors: np.ndarray
+) -> int:
+    """Return a mask of the phrases that ``codes[start:end]`` holds in any case.
+
+    Each has one of the `ANCHOR_LETTERS`, which are rare, at the place that `anchors` says: only there is it compared.
+    """
     found = 0
     for place in range(start, end):
-        first = np.int64(_lower(np.int64(codes[place]))) - 0x61
-        if first < 0 or first > 25 or not (firsts >> first) & 1:
+        if not classes[codes[place]] & ANCHOR:
             continue
+        letter = _lower(np.int64(codes[place]))
         for number in range(len(bounds) - 1):
-            size = bounds[number + 1] - bounds[number]
-            if place + size > end or np.int64(phrases[bounds[number]]) != first + 0x61:
+            first = bounds[number]
+            begin, size = place - anchors[number], bounds[number + 1] - first
+            if letter != np.int64(phrases[first + anchors[number]]) or begin < start or begin + size > end:
                 continue
             same = True
-            for offset in range(1, size):
-                if _lower(np.int64(codes[place + offset])) != np.int64(phrases[bounds[number] + offset]):
+            for offset in range(size):
+                if _lower(np.int64(codes[begin + offset])) != np.int64(phrases[first + offset]):
                     same = False
                     break
             if same:
@@ -113,7 +119,7 @@ def _keep_lines(
     mark_bounds: np.ndarray,
     phrases: np.ndarray,
     phrase_bounds: np.ndarray,
-    firsts: int,
+    anchors: np.ndarray,
     max_word: int,
     min_words: int,
     punctuated: int,
@@ -131,35 +137,36 @@ def _keep_lines(
     for text in range(len(bounds) - 1):
         place, stop = bounds[text], bounds[text + 1]
         while place < stop:
-            start, words, longest, word = place, 0, 0, 0
-            first, last, has_open, curly = -1, -1, False, False
+            words, longest, start, last, seen = 0, 0, -1, -1, np.uint32(0)
             while place < stop:
-                code = codes[place]
-                kind = classes[code]
+                kind = classes[codes[place]]
+                if kind & LINE_BREAK:
+                    break
                 if kind & SPACE:
-                    if kind & LINE_BREAK:
+                    place += 1
+                    continue
+                word = place
+                while place < stop:
+                    kind = classes[codes[place]]
+                    if kind & SPACE:
                         break
-                    word = 0
-                else:
-                    if first < 0:
-                        first = place
-                    last = place
-                    words += word == 0
-                    word += 1
-                    longest = max(longest, word)
-                    has_open |= code == OPEN
-                    curly |= code == CURLY
-                place += 1
+                    seen |= kind
+                    place += 1
+                if start < 0:
+                    start = word
+                last = place
+                words += 1
+                longest = max(longest, place - word)
             end = place
             if place < stop:
                 place += 1
                 if codes[end] == CARRIAGE_RETURN and place < stop and codes[place] == NEWLINE:
                     place += 1
-            if first < 0 or longest > max_word or words < min_words:
+            if start < 0 or longest > max_word or words < min_words:
                 continue
-            start, end = first, last + 1
+            end = last
             begin = size
-            if has_open:
+            if seen & OPENING:
                 end_kept = _without_citations(codes, start, end, classes, marks, mark_bounds, kept, size)
             else:
                 for offset in range(end - start):
@@ -167,11 +174,11 @@ def _keep_lines(
                 end_kept = size + end - start
             if punctuated and not _ends_a_sentence(kept, begin, end_kept):
                 continue
-            found = _phrases_in(kept, begin, end_kept, phrases, phrase_bounds, firsts)
+            found = _phrases_in(kept, begin, end_kept, classes, phrases, phrase_bounds, anchors) if seen & ANCHOR else 0
             counts[text, 0] += found & 1
             if found & 2:
                 continue
-            counts[text, 1] += curly
+            counts[text, 1] += seen & BRACE != 0
             if found >> FIRST_NOTICE:
                 continue
             size = end_kept
@@ -192,31 +199,34 @@ def _count_sentences(
     classes: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Fill `out` with the sentences of each text: those of its lines as spaCy's sentencizer finds them, empty ones left out.
+    """Fill `out` with the sentences of each text: those that spaCy's sentencizer finds in its lines.
 
-    A sentence ends after a mark, at the first token that is no punctuation; white space but a single space is a token too.
+    A sentence ends after a mark, at the first token that is no punctuation; white space is a token, but for a single space
+    after a word, and may be a sentence: a line that held nothing but citation marks counts as one.
     """
     for text in range(len(offsets) - 1):
         sentences = 0
         for line in range(offsets[text], offsets[text + 1]):
-            after_mark, new = False, True
-            previous = line_bounds[line]
-            for word in range(word_offsets[line], word_offsets[line + 1]):
-                start, end = starts[word], ends[word]
+            after_mark, empty = False, True
+            previous, last = line_bounds[line], line_bounds[line + 1]
+            for word in range(word_offsets[line], word_offsets[line + 1] + 1):
+                at_end = word == word_offsets[line + 1]
+                start, end = (last, last) if at_end else (starts[word], ends[word])
                 gap = start - previous
-                if after_mark and (gap > 1 or (gap == 1 and codes[previous] != BLANK)):
-                    after_mark, new = False, True
+                if gap > 1 or (gap == 1 and (empty or codes[previous] != BLANK)):
+                    sentences += empty or after_mark
+                    after_mark, empty = False, False
                 previous = end
+                if at_end:
+                    break
                 is_mark = end - start == 1 and classes[codes[start]] & SENTENCE_END != 0
+                punctuation = np.uint32(PUNCTUATION)
                 if after_mark and not is_mark:
-                    punctuation = np.uint32(PUNCTUATION)
                     for place in range(start, end):
                         punctuation &= classes[codes[place]]
-                    if not punctuation:
-                        after_mark, new = False, True
-                if new:
+                if empty or not punctuation:
                     sentences += 1
-                    new = False
+                    after_mark, empty = False, False
                 after_mark |= is_mark
         out[text] = sentences
 
@@ -227,41 +237,43 @@ def _fineweb(
     bounds: np.ndarray,
     num_words: np.ndarray,
     classes: np.ndarray,
+    breaks: np.ndarray,
     short: int,
     starts: np.ndarray,
     ends: np.ndarray,
-    hashes: np.ndarray,
-    items: np.ndarray,
-    stamps: np.ndarray,
-    clock: np.ndarray,
+    table: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Fill `out`, a row per text: shares of lines punctuated and short, of characters in repeated lines; line breaks per word."""
+    number = 0
     for text in range(len(bounds) - 1):
-        place, stop = bounds[text], bounds[text + 1]
-        lines, breaks, punctuated, shorts = 0, 0, 0, 0
-        begin, blank = place, True
-        for place in range(bounds[text], stop + 1):
-            at_end = place == stop
-            if not at_end and codes[place] != NEWLINE:
-                blank &= classes[codes[place]] & SPACE != 0
-                continue
-            breaks += not at_end
-            if not blank:
-                starts[lines], ends[lines] = begin, place
+        begin, stop = bounds[text], bounds[text + 1]
+        lines, num_breaks, punctuated, shorts = 0, 0, 0, 0
+        while breaks[number] < begin:
+            number += 1
+        while begin <= stop:
+            end = min(np.int64(breaks[number]), stop)
+            place = begin
+            while place < end and classes[codes[place]] & SPACE:
+                place += 1
+            if place < end:
+                starts[lines], ends[lines] = begin, end
                 lines += 1
-                punctuated += classes[codes[place - 1]] & TERMINAL != 0
-                shorts += place - begin <= short
-            begin, blank = place + 1, True
+                punctuated += classes[codes[end - 1]] & TERMINAL != 0
+                shorts += end - begin <= short
+            if end < stop:
+                num_breaks += 1
+                number += 1
+            begin = end + 1
         if not lines:
             for column in range(FINEWEB_COLUMNS):
                 out[text, column] = np.nan
             continue
-        _, repeated = repeated_blocks(codes, starts, ends, lines, hashes, items, stamps, clock)
+        _, repeated = repeated_blocks(codes, starts, ends, lines, table)
         out[text, 0] = punctuated / lines
         out[text, 1] = shorts / lines
-        out[text, 2] = repeated / (stop - bounds[text] - breaks)
-        out[text, 3] = breaks / num_words[text] if num_words[text] else np.nan
+        out[text, 2] = repeated / (stop - bounds[text] - num_breaks)
+        out[text, 3] = num_breaks / num_words[text] if num_words[text] else np.nan
 
 
 @dataclass(frozen=True)
@@ -276,8 +288,8 @@ class KeptLines:
     """int64, one more than texts: text t has lines ``offsets[t]:offsets[t + 1]``."""
     counts: np.ndarray
     """int64 ``(texts, 2)``: lines with "lorem ipsum", lines with a curly bracket."""
-    unsafe: bool
-    """Some text holds `UNSAFE`."""
+    unsafe: tuple[int, ...]
+    """The texts that hold `UNSAFE`."""
 
     def lines(self) -> list[str]:
         """Return the lines."""
@@ -303,31 +315,33 @@ def keep_lines(texts: Sequence[str], *, max_word: int, min_words: int, punctuate
     line_bounds = np.empty(len(codes) // max(1, 2 * min_words - 1) + len(bounds) + 1, np.int64)
     offsets, counts = np.empty(len(bounds), np.int64), np.zeros((len(texts), 2), np.int64)
     phrases = (LOREM, SCRIPT, *NOTICES)
-    firsts = sum({1 << (ord(phrase[0]) - 0x61) for phrase in phrases})
-    limits = (firsts, max_word, min_words, punctuated)
+    anchors = np.array([min(phrase.find(letter) % 99 for letter in ANCHOR_LETTERS) for phrase in phrases])
+    limits = (anchors, max_word, min_words, punctuated)
     count = _keep_lines(codes, bounds, rule_classes(), *encode(MARKS), *encode(phrases), *limits, kept, line_bounds, offsets, counts)
     line_bounds = line_bounds[: count + 1].copy()
-    return KeptLines(kept[: line_bounds[-1]].copy(), line_bounds, offsets, counts, any(UNSAFE in text for text in texts))
+    return KeptLines(
+        kept[: line_bounds[-1]].copy(), line_bounds, offsets, counts, tuple(number for number, text in enumerate(texts) if UNSAFE in text)
+    )
 
 
 def count_sentences(kept: KeptLines) -> np.ndarray:
     """Return the sentences of each text, int64: those that spaCy's sentencizer finds in each line."""
-    out = np.empty(len(kept.offsets) - 1, np.int64)
-    if kept.unsafe:  # rare: the lines are made anew without the name that datatrove takes out
-        words = split_words(kept.lines())
-        _count_sentences(words.codes, words.starts, words.ends, words.offsets, words.bounds, kept.offsets, rule_classes(), out)
-        return out
     from pipelines.words._spacy_english import split_texts
 
-    words = split_texts(kept.codes, kept.bounds)
-    _count_sentences(kept.codes, *words, kept.bounds, kept.offsets, rule_classes(), out)
+    out = np.empty(len(kept.offsets) - 1, np.int64)
+    _count_sentences(kept.codes, *split_texts(kept.codes, kept.bounds), kept.bounds, kept.offsets, rule_classes(), out)
+    for number in kept.unsafe:
+        words = split_words(kept.lines()[kept.offsets[number] : kept.offsets[number + 1]])
+        bounds = np.array([0, len(words.counts)])
+        _count_sentences(words.codes, words.starts, words.ends, words.offsets, words.bounds, bounds, rule_classes(), out[number:])
     return out
 
 
 def fineweb_scores(codes: np.ndarray, bounds: np.ndarray, num_words: np.ndarray, *, short: int) -> np.ndarray:
     """Return float64 ``(texts, 4)`` of the texts ``codes[bounds[t]:bounds[t + 1]]``; NaN where a text has no line."""
-    lines = int(np.count_nonzero(codes == NEWLINE)) + 1
+    breaks = newlines(codes)
+    lines = len(breaks)
     out = np.empty((len(bounds) - 1, FINEWEB_COLUMNS))
     starts, ends = np.empty(lines, np.int64), np.empty(lines, np.int64)
-    _fineweb(codes, bounds, num_words, rule_classes(), short, starts, ends, *new_table(lines), out)
+    _fineweb(codes, bounds, num_words, rule_classes(), breaks, short, starts, ends, new_table(lines), out)
     return out

@@ -35,10 +35,17 @@ _CONTROL = frozenset(chr(code) for low, high in ((0, 9), (11, 13), (13, 32), (12
 PUNCTUATION = TERMINAL_PUNCTUATION | _OTHER_PUNCTUATION | _CONTROL
 """Characters of which a word may consist and still not count as a word."""
 
+OPENING, BRACE, ANCHOR = 1 << 21, 1 << 22, 1 << 23
+"""Bits of `rule_classes` above those of `pipelines.words`: ``[``, ``{``, and the letters below."""
+ANCHOR_LETTERS = "jkmv"
+"""Rare letters, of which every phrase of C4's line rules has one."""
+_ANCHORS = frozenset(f"{ANCHOR_LETTERS}{ANCHOR_LETTERS.upper()}\u212a")  # the Kelvin sign is a k in lower case
+
 
 @cache
 def rule_classes() -> np.ndarray:
-    """Return the classes of all code points, with `PUNCTUATION` as symbols and `TERMINAL_PUNCTUATION` as what ends a line."""
+    """Return the classes of all code points, with `PUNCTUATION` as symbols, `TERMINAL_PUNCTUATION` as line ends, and the bits above."""
     from pipelines.words._characters import SYMBOL, TERMINAL, marked
 
-    return marked({SYMBOL: PUNCTUATION, TERMINAL: TERMINAL_PUNCTUATION})
+    brackets = {OPENING: frozenset("["), BRACE: frozenset("{")}
+    return marked({SYMBOL: PUNCTUATION, TERMINAL: TERMINAL_PUNCTUATION, ANCHOR: _ANCHORS, **brackets})

@@ -7,28 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.filters._punctuation import rule_classes
+from pipelines.native import INNER, KERNEL
 from pipelines.words import Words, encode
 from pipelines.words._characters import IS_ALPHA, LINE_BREAK, SPACE, SYMBOL
-from pipelines.words._native import INNER, KERNEL
+from pipelines.words._strings import PAIRS, pair
 
 NUMBER, HYPHEN, PERIOD, BULLET, ELLIPSIS, CARRIAGE_RETURN, NEWLINE = map(ord, "#-.•…\r\n")
 COLUMNS = 8
 
 
 @INNER
-def _stop_word(codes: np.ndarray, start: int, end: int, stop_codes: np.ndarray, stop_bounds: np.ndarray) -> int:
-    """Return the number of the stop word ``codes[start:end]``, -1 where it is none."""
-    for number in range(len(stop_bounds) - 1):
+def _stop_word(codes: np.ndarray, start: int, end: int, stop_codes: np.ndarray, stop_bounds: np.ndarray, by_pair: np.ndarray) -> int:
+    """Return the number of the stop word ``codes[start:end]``, -1 where it is none; `by_pair` masks them by their first characters."""
+    candidates = by_pair[pair(codes, start, end)]
+    number = 0
+    while candidates:
         begin = stop_bounds[number]
-        if stop_bounds[number + 1] - begin != end - start or stop_codes[begin] != codes[start]:
-            continue
-        same = True
-        for offset in range(1, end - start):
-            if stop_codes[begin + offset] != codes[start + offset]:
-                same = False
-                break
-        if same:
-            return number
+        if candidates & np.uint64(1) and stop_bounds[number + 1] - begin == end - start:
+            same = True
+            for offset in range(end - start):
+                if stop_codes[begin + offset] != codes[start + offset]:
+                    same = False
+                    break
+            if same:
+                return number
+        candidates >>= np.uint64(1)
+        number += 1
     return -1
 
 
@@ -43,6 +47,7 @@ def _scores(
     classes: np.ndarray,
     stop_codes: np.ndarray,
     stop_bounds: np.ndarray,
+    by_pair: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Fill `out`, a row per text: words that are no symbols, their mean length, #, ..., bullets, line ends, letters, stop words."""
@@ -66,7 +71,7 @@ def _scores(
             if any_kind & IS_ALPHA:
                 letters += 1
             if size <= longest:
-                number = _stop_word(codes, starts[word], ends[word], stop_codes, stop_bounds)
+                number = _stop_word(codes, starts[word], ends[word], stop_codes, stop_bounds, by_pair)
                 if number >= 0:
                     found |= np.uint64(1) << np.uint64(number)
         stop_words = 0
@@ -127,6 +132,9 @@ def quality_scores(words: Words, stop_words: Sequence[str]) -> np.ndarray:
     """Return float64 ``(texts, COLUMNS)``; NaN where a ratio has nothing to divide by. At most 64 stop words."""
     out = np.empty((len(words.counts), COLUMNS))
     stop_codes, stop_bounds = encode(stop_words)
+    by_pair = np.zeros(PAIRS, np.uint64)
+    for number in range(len(stop_words)):
+        by_pair[pair(stop_codes, stop_bounds[number], stop_bounds[number + 1])] |= np.uint64(1) << np.uint64(number)
     texts = (words.text_codes, words.text_bounds)
-    _scores(*texts, words.codes, words.starts, words.ends, words.offsets, rule_classes(), stop_codes, stop_bounds, out)
+    _scores(*texts, words.codes, words.starts, words.ends, words.offsets, rule_classes(), stop_codes, stop_bounds, by_pair, out)
     return out

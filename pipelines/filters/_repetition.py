@@ -5,32 +5,31 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.filters._punctuation import rule_classes
-from pipelines.filters._repeats import BASE, first_slot, fitting_size, new_table, power, powers, repeated_blocks
+from pipelines.filters._repeats import BASE, cleared, entry, has_hash, item_of, mixed, new_table, newlines, power, powers, repeated_blocks
+from pipelines.native import INNER, KERNEL
 from pipelines.words import Words
 from pipelines.words._characters import SPACE
-from pipelines.words._native import INNER, KERNEL
 
-NEWLINE = 10
 FIRST_TOP, LAST_TOP, FIRST_DUPLICATE, LAST_DUPLICATE = 2, 4, 5, 10
 COLUMNS = 4 + (LAST_TOP - FIRST_TOP + 1) + (LAST_DUPLICATE - FIRST_DUPLICATE + 1)
 
 
 @INNER
-def _blocks(codes: np.ndarray, start: int, end: int, least: int, starts: np.ndarray, ends: np.ndarray) -> int:
-    """Fill `starts` and `ends` with the blocks of ``codes[start:end]`` between runs of at least `least` newlines; return their count."""
-    count, begin, place = 0, start, start
-    while place < end:
-        if codes[place] != NEWLINE:
-            place += 1
-            continue
-        stop = place
-        while stop < end and codes[stop] == NEWLINE:
-            stop += 1
-        if stop - place >= least:
+def _blocks(breaks: np.ndarray, first: int, start: int, end: int, least: int, starts: np.ndarray, ends: np.ndarray) -> int:
+    """Fill `starts` and `ends` with the blocks of ``start:end`` between runs of at least `least` newlines; return their count.
+
+    `breaks` are the places of newlines, the first one not before `start` being number `first`.
+    """
+    count, begin, number = 0, start, first
+    while breaks[number] < end:
+        place = breaks[number]
+        number += 1
+        while breaks[number] < end and breaks[number] == breaks[number - 1] + 1:
+            number += 1
+        if breaks[number - 1] - place + 1 >= least:
             starts[count], ends[count] = begin, place
             count += 1
-            begin = stop
-        place = stop
+            begin = breaks[number - 1] + 1
     starts[count], ends[count] = begin, end
     return count + 1
 
@@ -81,27 +80,23 @@ def _top(
     lengths: np.ndarray,
     powers: np.ndarray,
     times: np.ndarray,
-    hashes: np.ndarray,
-    items: np.ndarray,
-    stamps: np.ndarray,
-    clock: np.ndarray,
+    table: np.ndarray,
 ) -> int:
     """Return times x characters of the most frequent n-gram, words joined by spaces; of equals the first."""
-    clock[0] += 1
-    now = clock[0]
-    size = fitting_size(count, len(stamps))
+    size = cleared(table, count)
     for word in range(count - n + 1):
         value = sums[word + n] - sums[word] * power(powers, lengths[word + n] - lengths[word] + n)
         times[word] = 0
-        slot = first_slot(value, size)
-        while stamps[slot] == now and not (
-            hashes[slot] == value and _same_words(codes, starts, ends, first + items[slot], first + word, n)
+        value = mixed(value)
+        slot = np.int64(value) & (size - 1)
+        while table[slot] and not (
+            has_hash(table[slot], value) and _same_words(codes, starts, ends, first + item_of(table[slot]), first + word, n)
         ):
             slot = (slot + 1) & (size - 1)
-        if stamps[slot] == now:
-            times[items[slot]] += 1
+        if table[slot]:
+            times[item_of(table[slot])] += 1
         else:
-            hashes[slot], items[slot], stamps[slot] = value, word, now
+            table[slot] = entry(value, word)
             times[word] = 1
     best = 0
     for word in range(1, count - n + 1):
@@ -121,29 +116,25 @@ def _duplicated(
     sums: np.ndarray,
     lengths: np.ndarray,
     powers: np.ndarray,
-    hashes: np.ndarray,
-    items: np.ndarray,
-    stamps: np.ndarray,
-    clock: np.ndarray,
+    table: np.ndarray,
 ) -> int:
     """Return the characters of n-grams seen before, from left to right, none overlapping the one counted last."""
-    clock[0] += 1
-    now = clock[0]
-    size = fitting_size(count, len(stamps))
+    size = cleared(table, count)
     characters, word = 0, 0
     while word < count - n + 1:
         length = lengths[word + n] - lengths[word]
         value = sums[word + n] - sums[word] * power(powers, length)
-        slot = first_slot(value, size)
-        while stamps[slot] == now and not (
-            hashes[slot] == value and _same_characters(codes, starts, ends, first + items[slot], first + word, n)
+        value = mixed(value)
+        slot = np.int64(value) & (size - 1)
+        while table[slot] and not (
+            has_hash(table[slot], value) and _same_characters(codes, starts, ends, first + item_of(table[slot]), first + word, n)
         ):
             slot = (slot + 1) & (size - 1)
-        if stamps[slot] == now:
+        if table[slot]:
             characters += length
             word += n
         else:
-            hashes[slot], items[slot], stamps[slot] = value, word, now
+            table[slot] = entry(value, word)
             word += 1
     return characters
 
@@ -158,19 +149,18 @@ def _scores(
     offsets: np.ndarray,
     classes: np.ndarray,
     powers: np.ndarray,
+    breaks: np.ndarray,
     block_starts: np.ndarray,
     block_ends: np.ndarray,
     spaced: np.ndarray,
     joined: np.ndarray,
     lengths: np.ndarray,
     times: np.ndarray,
-    hashes: np.ndarray,
-    items: np.ndarray,
-    stamps: np.ndarray,
-    clock: np.ndarray,
+    table: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Fill `out`, a row per text: fractions of paragraphs and lines, then of top and of duplicate n-grams by n."""
+    line_break = 0
     for text in range(len(bounds) - 1):
         start, end = bounds[text], bounds[text + 1]
         characters = end - start
@@ -183,11 +173,16 @@ def _scores(
             inner += 1
         while outer > inner and classes[text_codes[outer - 1]] & SPACE:
             outer -= 1
-        count = _blocks(text_codes, inner, outer, 2, block_starts, block_ends)
-        repeated, size = repeated_blocks(text_codes, block_starts, block_ends, count, hashes, items, stamps, clock)
+        while breaks[line_break] < start:
+            line_break += 1
+        inner_break = line_break
+        while breaks[inner_break] < inner:
+            inner_break += 1
+        count = _blocks(breaks, inner_break, inner, outer, 2, block_starts, block_ends)
+        repeated, size = repeated_blocks(text_codes, block_starts, block_ends, count, table)
         out[text, 0], out[text, 1] = repeated / count, size / characters
-        count = _blocks(text_codes, start, end, 1, block_starts, block_ends)
-        repeated, size = repeated_blocks(text_codes, block_starts, block_ends, count, hashes, items, stamps, clock)
+        count = _blocks(breaks, line_break, start, end, 1, block_starts, block_ends)
+        repeated, size = repeated_blocks(text_codes, block_starts, block_ends, count, table)
         out[text, 2], out[text, 3] = repeated / count, size / characters
         first, count = offsets[text], offsets[text + 1] - offsets[text]
         spaced[0], joined[0], lengths[0] = 0, 0, 0
@@ -205,20 +200,20 @@ def _scores(
             if count < n:
                 out[text, column] = np.nan
             else:
-                top = _top(codes, starts, ends, first, count, n, spaced, lengths, powers, times, hashes, items, stamps, clock)
+                top = _top(codes, starts, ends, first, count, n, spaced, lengths, powers, times, table)
                 out[text, column] = top / characters
             column += 1
         for n in range(FIRST_DUPLICATE, LAST_DUPLICATE + 1):
-            found = _duplicated(codes, starts, ends, first, count, n, joined, lengths, powers, hashes, items, stamps, clock)
+            found = _duplicated(codes, starts, ends, first, count, n, joined, lengths, powers, table)
             out[text, column] = found / characters
             column += 1
 
 
 def repetition_scores(words: Words) -> np.ndarray:
     """Return float64 ``(texts, COLUMNS)``; NaN where a text is empty, or has fewer than n words (top n-grams)."""
-    newlines = int(np.count_nonzero(words.text_codes == NEWLINE))
+    breaks = newlines(words.text_codes)
     most = int(words.counts.max(initial=0))
-    blocks = newlines + 2
+    blocks = len(breaks) + 1
     out = np.empty((len(words.counts), COLUMNS))
     starts, ends = np.empty(blocks, np.int64), np.empty(blocks, np.int64)
     sums = [np.empty(most + 1, np.uint64) for _ in range(2)]
@@ -232,12 +227,13 @@ def repetition_scores(words: Words) -> np.ndarray:
         words.offsets,
         rule_classes(),
         powers(),
+        breaks,
         starts,
         ends,
         *sums,
         lengths,
         times,
-        *new_table(max(most, blocks)),
+        new_table(max(most, blocks)),
         out,
     )
     return out

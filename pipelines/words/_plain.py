@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.native import KERNEL
 from pipelines.words._characters import SPACE, character_classes
-from pipelines.words._native import KERNEL
 
 if TYPE_CHECKING:
     import regex

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.words._native import INNER, KERNEL
-from pipelines.words._strings import ACTIVE, MAX_LENGTH, emit_cuts, find, pair
+from pipelines.native import INNER, KERNEL
+from pipelines.words._strings import ACTIVE, FIRST, MAX_LENGTH, emit_cuts, find, pair
 
 MAX_TOKENS = 12
 """Tokens of the longest sequence, and more."""
+SEEN, FIRST_SIZE, TAKEN = np.uint32(1), np.uint32(2), np.uint32(16)
+"""Marks of a token: part of a match; ``FIRST_SIZE << n``: n tokens from it on match; from bit `TAKEN` on, the tokens taken there."""
 
 
 @KERNEL
@@ -65,34 +67,52 @@ def apply_sequences(
     """Join or split the tokens ``first:count`` of a run as the sequences in them say; return the count of tokens after it.
 
     The longest match wins, then the first; a match, taken or not, bars every later one that begins or ends within it.
-    `marks` holds per token 1 where it was seen, plus twice the record taken there; it is left as it was found: zero.
+    One token alone bars nothing and is not looked at. `marks` is left as it was found: zero.
     """
-    for size in range(MAX_TOKENS, 0, -1):
-        for token in range(first, count - size + 1):
-            record = _sequence(codes, starts, ends, token, token + size, sequences, buffer)
-            if not record:
+    begin, stop = count, first
+    for token in range(first, count - 1):
+        start, size = starts[token], ends[token] - starts[token]
+        buffer[0], buffer[1] = codes[start], codes[start + 1 if size > 1 else starts[token + 1]]
+        bucket = pair(buffer, 0, 2)
+        if size > MAX_LENGTH or not (sequences[FIRST + bucket] >> np.uint32(size)) & np.uint32(1):
+            continue
+        lengths = sequences[bucket]
+        last = token + 1
+        while last < count and last - token < MAX_TOKENS:
+            size += ends[last] - starts[last]
+            last += 1
+            if size > MAX_LENGTH:
+                break
+            if (lengths >> np.uint32(size)) & np.uint32(1) and _sequence(codes, starts, ends, token, last, sequences, buffer):
+                marks[token] |= FIRST_SIZE << np.uint32(last - token)
+                begin, stop = min(begin, token), token + 1
+    for size in range(MAX_TOKENS, 1, -1):
+        for token in range(begin, stop):
+            if not marks[token] & (FIRST_SIZE << np.uint32(size)):
                 continue
             last = token + size - 1
-            together = ends[last] - starts[token] == np.int64(sequences[record])
-            if together and not marks[token] & 1 and not marks[last] & 1:
-                marks[token] |= 2 * record
+            if not marks[token] & SEEN and not marks[last] & SEEN:
+                record = _sequence(codes, starts, ends, token, token + size, sequences, buffer)
+                if ends[last] - starts[token] == np.int64(sequences[record]):
+                    marks[token] |= np.uint32(size) << TAKEN
             for inner in range(token, token + size):
-                marks[inner] |= 1
-    for token in range(first, count):  # the old tokens move out of the way: a sequence may have more than it replaces
-        starts[count + token - first], ends[count + token - first] = starts[token], ends[token]
-    place, token, size = first, count, count - first
-    while token < count + size:
-        record = marks[first + token - count] >> 1
-        if not record:
-            starts[place], ends[place] = starts[token], ends[token]
+                marks[inner] |= SEEN
+    if begin == count:
+        return count
+    for token in range(begin, count):  # the old tokens move out of the way: a sequence may have more than it replaces
+        starts[count + token - begin], ends[count + token - begin] = starts[token], ends[token]
+    place, token, moved = begin, begin, count - begin
+    while token < count:
+        size = np.int64(marks[token] >> TAKEN)
+        if not size:
+            starts[place], ends[place] = starts[token + moved], ends[token + moved]
             place += 1
             token += 1
             continue
-        begin = starts[token]
-        end = begin + np.int64(sequences[record])
-        while token < count + size and starts[token] < end:
-            token += 1
-        place = emit_cuts(np.int64(sequences[record + 2]), begin, end, starts, ends, place)
-    for token in range(first, count):
+        start, end = starts[token + moved], ends[token + size - 1 + moved]
+        record = find(sequences, codes, start, end)
+        place = emit_cuts(np.int64(sequences[record + 2]), start, end, starts, ends, place)
+        token += size
+    for token in range(begin, count):
         marks[token] = 0
     return place

@@ -19,6 +19,7 @@ from functools import cache
 
 import numpy as np
 
+from pipelines.native import INNER, KERNEL
 from pipelines.words._characters import (
     ALPHA,
     BEFORE_PERIOD,
@@ -35,7 +36,6 @@ from pipelines.words._characters import (
     character_classes,
     spacy_table,
 )
-from pipelines.words._native import INNER, KERNEL
 from pipelines.words._sequences import apply_sequences, is_suspect
 from pipelines.words._strings import MAX_LENGTH, RECORD, code_points, emit_cuts, find, string_table
 from pipelines.words._urls import is_url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.words._native import INNER
+from pipelines.native import INNER
 
 SLOTS = 8192
 """Slots of a table of strings; open addressing, at most a fifth filled."""
@@ -12,13 +12,14 @@ MAX_LENGTH = 12
 """Characters of the longest exception."""
 PAIRS = 2048
 """Buckets of the first two characters of a string."""
-ACTIVE, SLOT, RECORD, WIDTH = PAIRS, 2 * PAIRS, 2 * PAIRS + SLOTS, 16
+ACTIVE, FIRST, SLOT, RECORD, WIDTH = PAIRS, 2 * PAIRS, 3 * PAIRS, 3 * PAIRS + SLOTS, 16
 """Where the parts of a table begin, and the length of a record.
 
 A table of short strings is one array (uint32), which native code passes on without counting references:
 
     0        by `_pair` of the first two characters: bit L is set where a string of length L begins with them
     ACTIVE   the same for the strings whose two cuts differ
+    FIRST    by the same: bit L is set where the first token of such a string has length L
     SLOT     by hash: 1 + the string's number, 0 where empty
     RECORD   by number: length, cuts, cuts as an exception, code points; bit k of a cut is set where a token ends after k + 1 characters
 """
@@ -90,6 +91,7 @@ def string_table(cuts: dict[str, tuple[int, int]]) -> np.ndarray:
         bucket = int(pair(codes, 0, len(codes)))
         table[bucket] |= 1 << len(text)
         table[ACTIVE + bucket] |= (own != as_exception) << len(text)
+        table[FIRST + bucket] |= 1 << ((own & -own).bit_length() or len(text))
     return table
 
 

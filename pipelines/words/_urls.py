@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipelines.native import KERNEL
 from pipelines.words._characters import DECIMAL, LABEL, LOWER, WORD
-from pipelines.words._native import KERNEL
 
 PLUS, HYPHEN, PERIOD, SLASH, COLON, QUESTION, AT, UNDERSCORE, NUMBER = map(ord, "+-./:?@_#")
 
