@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from pipelines.filters._vocabulary import LINE_FEED, OFFSET, PRIME, STOP, Vocabulary, character_classes, encode, lookup, vocabulary
+from pipelines.native import ARRAYS
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LinearWords:
         return documents, sentences[:used], counts
 
 
-@njit(cache=True, nogil=True)
+@ARRAYS
 def _value(words, count, idf, weights, intercepts, out):  # noqa: ANN001, ANN202
     """Write the decision values of a bag of `count` word numbers, which are sorted in place."""
     bag = words[:count]
@@ -78,7 +78,7 @@ def _value(words, count, idf, weights, intercepts, out):  # noqa: ANN001, ANN202
         out[model] += intercepts[model]
 
 
-@njit(cache=True, nogil=True)
+@ARRAYS
 def _decide(codes, texts, classes, limit, table, letters, bounds, idf, weights, intercepts, documents, sentences, counts):  # noqa: ANN001, ANN202
     longest = 1
     for text in range(len(texts) - 1):

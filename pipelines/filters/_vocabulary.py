@@ -10,7 +10,8 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from pipelines.native import ARRAYS, INNER
 
 OFFSET, PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 """Of FNV-1a, 64 bits, over code points."""
@@ -60,7 +61,7 @@ def character_classes() -> np.ndarray:
     return classes
 
 
-@njit(cache=True)
+@ARRAYS
 def _hash_table(letters: np.ndarray, bounds: np.ndarray, size: int) -> np.ndarray:
     table = np.full(size, -1, np.int32)
     for word in range(len(bounds) - 1):
@@ -74,7 +75,7 @@ def _hash_table(letters: np.ndarray, bounds: np.ndarray, size: int) -> np.ndarra
     return table
 
 
-@njit(cache=True, nogil=True)
+@INNER
 def lookup(codes, start, end, hashed, table, letters, bounds):  # noqa: ANN001, ANN202
     """Return the number of the word ``codes[start:end]`` with hash `hashed`, -1 where it is not in the vocabulary."""
     mask = len(table) - 1
@@ -103,7 +104,7 @@ def count_groups(texts: Sequence[str], words: Vocabulary, groups: np.ndarray) ->
     return _count_groups(codes, bounds, character_classes(), *words, groups)
 
 
-@njit(cache=True, nogil=True)
+@ARRAYS
 def _count_groups(codes, texts, classes, table, letters, bounds, groups):  # noqa: ANN001, ANN202
     found, totals = np.zeros((len(texts) - 1, groups.shape[1]), np.int64), np.zeros(len(texts) - 1, np.int64)
     for text in range(len(texts) - 1):
