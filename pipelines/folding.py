@@ -1,4 +1,6 @@
-"""How characters are folded before words are compared: tables by code point, for the compiled loops of `minhash_kernels`.
+"""How characters are folded before words are compared: tables by code point, for the loops of `minhash_kernels`.
+
+The constants are compiled into these loops (`pipelines.native`).
 
 A character is lower-cased by itself, decomposed (NFD) and stripped of non-spacing marks. Two tables say what else it is: `word_classes`
 for the project's own words, `simplified_classes` for datatrove's text simplification (0.10.1, utils/text.py, `simplify_text`).

@@ -6,10 +6,10 @@ Text comes as code points, words as UTF-8 bytes parted by one space, with the st
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from pipelines.folding import DIGIT, FOLDED_CODES, MARK, SEPARATOR, SEPARATOR_SPACE, SINGLE, SLOW, SPACE, WORD
+from pipelines.native import ARRAYS, INNER, KERNEL
 
 MERSENNE = np.uint64((1 << 61) - 1)
 BLOCK = 512
@@ -18,38 +18,34 @@ BLOCK = 512
 _P1, _P2, _P3 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
 _P4, _P5 = np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5)
 
-compiled = numba.njit(cache=True, nogil=True, boundscheck=False)
-inlined = numba.njit(inline="always")
-"""For what is called once a character: a call that passes arrays counts references, at ten times the cost of its work."""
 
-
-@inlined
-def _u64(data, place):  # noqa: ANN001, ANN202
+@INNER
+def _u64(data: np.ndarray, place: int) -> np.uint64:
     value = np.uint64(0)
     for byte in range(8):
         value |= np.uint64(data[place + byte]) << np.uint64(8 * byte)
     return value
 
 
-@inlined
-def _u32(data, place):  # noqa: ANN001, ANN202
+@INNER
+def _u32(data: np.ndarray, place: int) -> np.uint64:
     value = np.uint64(0)
     for byte in range(4):
         value |= np.uint64(data[place + byte]) << np.uint64(8 * byte)
     return value
 
 
-@inlined
-def _left(value, bits):  # noqa: ANN001, ANN202
+@INNER
+def _left(value: np.uint64, bits: int) -> np.uint64:
     return (value << np.uint64(bits)) | (value >> np.uint64(64 - bits))
 
 
-@inlined
-def _round(lane, value):  # noqa: ANN001, ANN202
+@INNER
+def _round(lane: np.uint64, value: np.uint64) -> np.uint64:
     return _left(lane + value * _P2, 31) * _P1
 
 
-@compiled
+@INNER
 def xxhash64(data: np.ndarray, start: int, end: int) -> int:
     """Return the xxHash64 (seed 0) of ``data[start:end]``, uint8."""
     place = start
@@ -79,7 +75,7 @@ def xxhash64(data: np.ndarray, start: int, end: int) -> int:
     return value ^ (value >> np.uint64(32))
 
 
-@compiled
+@KERNEL
 def lower_minima(minima: np.ndarray, hashes: np.ndarray, count: int, multipliers: np.ndarray, increments: np.ndarray) -> None:
     """Lower `minima`, uint64 ``(P,)``, by ``((a x + b) mod 2^64) mod (2^61 - 1)`` of the first `count` of `hashes`.
 
@@ -95,7 +91,7 @@ def lower_minima(minima: np.ndarray, hashes: np.ndarray, count: int, multipliers
         minima[row] = lowest
 
 
-@compiled
+@ARRAYS
 def sign_words(
     data: np.ndarray,
     starts: np.ndarray,
@@ -129,7 +125,7 @@ def sign_words(
         counts[owner] += stop - first - width + 1
 
 
-@compiled
+@KERNEL
 def cut_words(
     codes: np.ndarray,
     bounds: np.ndarray,
@@ -184,7 +180,7 @@ def cut_words(
     return words
 
 
-@compiled
+@KERNEL
 def simplify(
     codes: np.ndarray,
     bounds: np.ndarray,
@@ -246,12 +242,12 @@ def simplify(
         out_starts[text], out_ends[text] = begin, length
 
 
-@compiled
-def _kind(code, classes):  # noqa: ANN001, ANN202
+@INNER
+def _kind(code: int, classes: np.ndarray) -> int:
     return classes[code] if code < FOLDED_CODES else SLOW
 
 
-@compiled
+@ARRAYS
 def joined_words(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the words ``codes[starts[w]:ends[w]]`` as UTF-8 joined by spaces, and where each starts and ends there."""
     size = 1
@@ -280,7 +276,7 @@ def joined_words(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, offset
     return out, out_starts, out_ends
 
 
-@compiled
+@ARRAYS
 def band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
     """Return for each of `signatures` and each band a hash of the band's number and positions, by the finaliser of SplitMix64.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from pipelines.native import ARRAYS, KERNEL
 
 MAX_PER_CLUSTER = 4
 MAX_CLUSTERS = 64
@@ -11,7 +12,7 @@ MAX_CLUSTERS = 64
 template shared by a million pages costs a constant number of comparisons a page, not a million."""
 
 
-@numba.njit(cache=True, nogil=True)
+@ARRAYS
 def place_documents(
     signatures: np.ndarray,
     buckets: np.ndarray,
@@ -122,7 +123,7 @@ def place_documents(
     return kept
 
 
-@numba.njit(cache=True, nogil=True)
+@KERNEL
 def _add(matched: np.ndarray, count: int, cluster: int) -> int:
     """Add `cluster` to the first `count` of `matched` unless it is there; return the new count."""
     for place in range(count):
@@ -132,7 +133,7 @@ def _add(matched: np.ndarray, count: int, cluster: int) -> int:
     return count + 1
 
 
-@numba.njit(cache=True, nogil=True)
+@ARRAYS
 def _clusters_of_buckets(bounds: np.ndarray, entries: np.ndarray, founder: np.ndarray) -> np.ndarray:
     """Return of how many clusters each bucket holds earlier documents."""
     found = np.zeros(len(bounds) - 1, dtype=np.int64)
