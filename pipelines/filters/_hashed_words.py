@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numba import njit
+
+from pipelines.native import INNER, KERNEL
 
 GROUP_CHARACTERS = 1_000_000
 """Characters taken at a time: bounds the memory of the arrays (about 10 bytes a character)."""
@@ -44,10 +45,13 @@ def hash_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the words of `texts`, uint64, and their offsets, int64, one more than texts."""
     encoded = [text.lower().encode("utf-8", "replace") for text in texts]
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    return _hash_words(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends, _CLASSES)
+    data = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    hashes, offsets = np.empty(len(data), dtype=np.uint64), np.zeros(len(ends), dtype=np.int64)
+    count = _hash_words(data, ends, _CLASSES, hashes, offsets)
+    return hashes[:count].copy(), offsets
 
 
-@njit(cache=True, nogil=True)
+@INNER
 def mix(value: np.uint64) -> np.uint64:
     """Return `value` with every bit depending on every bit (SplitMix64)."""
     value = (value ^ (value >> _S30)) * _M1
@@ -55,16 +59,15 @@ def mix(value: np.uint64) -> np.uint64:
     return value ^ (value >> _S31)
 
 
-@njit(cache=True, nogil=True)
+@INNER
 def joined(context: np.uint64, word: np.uint64) -> np.uint64:
     """Return the hash of the n-gram `context` followed by `word`."""
     return mix(context * _M2 + word + _NUMBER)
 
 
-@njit(cache=True, nogil=True)
-def _hash_words(data: np.ndarray, ends: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    hashes = np.empty(len(data), dtype=np.uint64)
-    offsets = np.zeros(len(ends), dtype=np.int64)
+@KERNEL
+def _hash_words(data: np.ndarray, ends: np.ndarray, classes: np.ndarray, hashes: np.ndarray, offsets: np.ndarray) -> int:
+    """Write the words into `hashes`, and where each text ends into `offsets`; return their number."""
     count = 0
     for document in range(len(ends) - 1):
         place, end = ends[document], ends[document + 1]
@@ -88,4 +91,4 @@ def _hash_words(data: np.ndarray, ends: np.ndarray, classes: np.ndarray) -> tupl
                     count += 1
                 place += 1
         offsets[document + 1] = count
-    return hashes[:count].copy(), offsets
+    return count

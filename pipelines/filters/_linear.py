@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 
 from pipelines.filters._hashed_words import hash_words, joined, word_groups
+from pipelines.native import KERNEL
 
 MOST_NGRAMS = 512
 """Evidence grows with the root of the n-grams, but of no more than these: a book is not surer than a page."""
@@ -19,7 +19,7 @@ SMALLEST_GRADIENT = 1e-8
 
 def features(texts: Sequence[str], *, ngrams: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the hashed n-grams of `texts`, n up to `ngrams`: uint32 in ``[0, 2**bits)``, and offsets, one more than texts."""
-    return _features(*hash_words(texts), ngrams, np.uint64(2**bits - 1))
+    return _ngrams(*hash_words(texts), ngrams=ngrams, bits=bits)
 
 
 def logits(texts: Sequence[str], weights: np.ndarray, bias: float, *, ngrams: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def logits(texts: Sequence[str], weights: np.ndarray, bias: float, *, ngrams: in
     bits = len(weights).bit_length() - 1
     parts = []
     for hashes, offsets in word_groups(texts):
-        parts.append(predict(*_features(hashes, offsets, ngrams, np.uint64(2**bits - 1)), weights, bias))
+        parts.append(predict(*_ngrams(hashes, offsets, ngrams=ngrams, bits=bits), weights, bias))
     return np.concatenate([np.zeros(0), *parts])
 
 
@@ -47,14 +47,27 @@ def train(
         rate: AdaGrad's step.
         penalty: of the squared weights of an example's features.
     """
-    weights, bias = _train(indices, offsets, classes, order, 2**bits, rate, penalty)
+    weights, squares = np.zeros(2**bits), np.full(2**bits, SMALLEST_GRADIENT)
+    bias = _train(indices, offsets, classes, order, weights, squares, rate, penalty)
     return weights.astype(np.float32), float(bias)
 
 
-@njit(cache=True, nogil=True)
-def _features(hashes: np.ndarray, offsets: np.ndarray, ngrams: int, mask: np.uint64) -> tuple[np.ndarray, np.ndarray]:
-    indices = np.empty(len(hashes) * ngrams, dtype=np.uint32)
-    ends = np.zeros(len(offsets), dtype=np.int64)
+def predict(indices: np.ndarray, offsets: np.ndarray, weights: np.ndarray, bias: float) -> np.ndarray:
+    """Return ``bias + mean weight * sqrt(n-grams, MOST_NGRAMS at most)`` of each text that `features` cut; NaN where it has none."""
+    result = np.full(len(offsets) - 1, np.nan)
+    _predict(indices, offsets, weights, bias, result)
+    return result
+
+
+def _ngrams(hashes: np.ndarray, offsets: np.ndarray, *, ngrams: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    indices, ends = np.empty(len(hashes) * ngrams, dtype=np.uint32), np.zeros(len(offsets), dtype=np.int64)
+    count = _features(hashes, offsets, ngrams, np.uint64(2**bits - 1), indices, ends)
+    return indices[:count].copy(), ends
+
+
+@KERNEL
+def _features(hashes: np.ndarray, offsets: np.ndarray, ngrams: int, mask: np.uint64, indices: np.ndarray, ends: np.ndarray) -> int:
+    """Write the hashed n-grams into `indices`, and where each text ends into `ends`; return their number."""
     count = 0
     for document in range(len(offsets) - 1):
         for first in range(offsets[document], offsets[document + 1]):
@@ -66,13 +79,11 @@ def _features(hashes: np.ndarray, offsets: np.ndarray, ngrams: int, mask: np.uin
                 indices[count] = value & mask
                 count += 1
         ends[document + 1] = count
-    return indices[:count].copy(), ends
+    return count
 
 
-@njit(cache=True, nogil=True)
-def predict(indices: np.ndarray, offsets: np.ndarray, weights: np.ndarray, bias: float) -> np.ndarray:
-    """Return ``bias + mean weight * sqrt(n-grams, MOST_NGRAMS at most)`` of each text that `features` cut; NaN where it has none."""
-    result = np.full(len(offsets) - 1, np.nan)
+@KERNEL
+def _predict(indices: np.ndarray, offsets: np.ndarray, weights: np.ndarray, bias: float, result: np.ndarray) -> None:
     for document in range(len(offsets) - 1):
         count = offsets[document + 1] - offsets[document]
         if count:
@@ -80,14 +91,20 @@ def predict(indices: np.ndarray, offsets: np.ndarray, weights: np.ndarray, bias:
             for place in range(offsets[document], offsets[document + 1]):
                 total += weights[indices[place]]
             result[document] = bias + total / count * np.sqrt(min(count, MOST_NGRAMS))
-    return result
 
 
-@njit(cache=True, nogil=True)
+@KERNEL
 def _train(
-    indices: np.ndarray, offsets: np.ndarray, classes: np.ndarray, order: np.ndarray, size: int, rate: float, penalty: float
-) -> tuple[np.ndarray, float]:
-    weights, squares = np.zeros(size), np.full(size, SMALLEST_GRADIENT)
+    indices: np.ndarray,
+    offsets: np.ndarray,
+    classes: np.ndarray,
+    order: np.ndarray,
+    weights: np.ndarray,
+    squares: np.ndarray,
+    rate: float,
+    penalty: float,
+) -> float:
+    """Change `weights` and their sums of squared gradients in `squares`; return the bias."""
     bias, bias_square = 0.0, SMALLEST_GRADIENT
     positives = classes.sum()
     share = positives / len(classes)
@@ -109,4 +126,4 @@ def _train(
             gradient = error * scale + penalty * weights[index]
             squares[index] += gradient * gradient
             weights[index] -= rate * gradient / np.sqrt(squares[index])
-    return weights, bias
+    return bias

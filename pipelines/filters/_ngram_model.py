@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from pipelines.filters._hashed_words import joined
+from pipelines.native import INNER, KERNEL
 
 START = np.uint64(0x5BF03635F0935AD1)
 """Stands before a document's first word."""
@@ -70,7 +70,9 @@ def fit(hashes: np.ndarray, offsets: np.ndarray, *, order: int, prune: bool) -> 
 def log_probabilities(hashes: np.ndarray, offsets: np.ndarray, model: NgramModel, *, order: int) -> tuple[np.ndarray, np.ndarray]:
     """Return each document's sum of log probabilities (nats) of its words, by the whole model and by its unigrams alone."""
     tables = (model.ngram_keys, model.ngram_values, model.context_keys, model.context_values)
-    return _log_probabilities(hashes, offsets, *tables, model.unknown, order)
+    whole, single = np.zeros(len(offsets) - 1), np.zeros(len(offsets) - 1)
+    _log_probabilities(hashes, offsets, *tables, model.unknown, order, whole, single)
+    return whole, single
 
 
 def _discounted(counts: np.ndarray, heads: np.ndarray, *, prune: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,22 +100,23 @@ def _first_of(keys: np.ndarray, unique: np.ndarray) -> np.ndarray:
 
 def _table(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size = 1 << max(4, int(np.ceil(np.log2(max(1, len(keys)) / LARGEST_LOAD))))
-    return _filled(keys, values.astype(np.float32), size)
-
-
-@njit(cache=True, nogil=True)
-def _filled(keys: np.ndarray, values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     table, found = np.zeros(size, dtype=np.uint64), np.zeros(size, dtype=np.float32)
+    _fill(keys, values.astype(np.float32), table, found)
+    return table, found
+
+
+@KERNEL
+def _fill(keys: np.ndarray, values: np.ndarray, table: np.ndarray, found: np.ndarray) -> None:
+    size = len(table)
     for number in range(len(keys)):
         place = keys[number] & np.uint64(size - 1)
         while table[place] != 0 and table[place] != keys[number]:
             place = (place + np.uint64(1)) & np.uint64(size - 1)
         table[place] = keys[number]
         found[place] = values[number]
-    return table, found
 
 
-@njit(cache=True, nogil=True, inline="always")
+@INNER
 def _look_up(table: np.ndarray, values: np.ndarray, key: np.uint64) -> np.float32:
     mask = np.uint64(len(table) - 1)
     place = key & mask
@@ -124,7 +127,7 @@ def _look_up(table: np.ndarray, values: np.ndarray, key: np.uint64) -> np.float3
     return np.float32(-1.0)
 
 
-@njit(cache=True, nogil=True)
+@INNER
 def _key(hashes: np.ndarray, start: int, last: int, begin: int) -> np.uint64:
     """Return the hash of words ``begin..last`` of the document that starts at `start`; before it stand start marks."""
     value = np.uint64(last - begin + 1)  # n-grams of different orders are different keys
@@ -133,25 +136,28 @@ def _key(hashes: np.ndarray, start: int, last: int, begin: int) -> np.uint64:
     return value | np.uint64(1)  # never the empty place's key
 
 
-@njit(cache=True, nogil=True)
 def _keys(hashes: np.ndarray, offsets: np.ndarray, n: int) -> np.ndarray:
+    """Return the n-gram that ends at each word."""
     keys = np.empty(len(hashes), dtype=np.uint64)
-    for document in range(len(offsets) - 1):
-        for place in range(offsets[document], offsets[document + 1]):
-            keys[place] = _key(hashes, offsets[document], place, place - n + 1)
+    _write_keys(hashes, offsets, n, 0, keys)
     return keys
 
 
-@njit(cache=True, nogil=True)
 def _contexts(hashes: np.ndarray, offsets: np.ndarray, n: int) -> np.ndarray:
+    """Return the context of the n-gram that ends at each word."""
     keys = np.empty(len(hashes), dtype=np.uint64)
-    for document in range(len(offsets) - 1):
-        for place in range(offsets[document], offsets[document + 1]):
-            keys[place] = _key(hashes, offsets[document], place - 1, place - n + 1)
+    _write_keys(hashes, offsets, n, 1, keys)
     return keys
 
 
-@njit(cache=True, nogil=True)
+@KERNEL
+def _write_keys(hashes: np.ndarray, offsets: np.ndarray, n: int, before: int, keys: np.ndarray) -> None:
+    for document in range(len(offsets) - 1):
+        for place in range(offsets[document], offsets[document + 1]):
+            keys[place] = _key(hashes, offsets[document], place - before, place - n + 1)
+
+
+@KERNEL
 def _log_probabilities(
     hashes: np.ndarray,
     offsets: np.ndarray,
@@ -161,8 +167,9 @@ def _log_probabilities(
     context_values: np.ndarray,
     unknown: float,
     order: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    whole, single = np.zeros(len(offsets) - 1), np.zeros(len(offsets) - 1)
+    whole: np.ndarray,
+    single: np.ndarray,
+) -> None:
     for document in range(len(offsets) - 1):
         start = offsets[document]
         for place in range(start, offsets[document + 1]):
@@ -176,4 +183,3 @@ def _log_probabilities(
                 value = _look_up(ngram_keys, ngram_values, _key(hashes, start, place, place - n + 1))
                 probability = left * probability + max(value, np.float32(0.0))
             whole[document] += np.log(probability)
-    return whole, single
