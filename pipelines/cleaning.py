@@ -17,10 +17,9 @@ from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BeforeValidator
 
-from pipelines.documents import DOCUMENT_SCHEMA, TableWriter, repeated_ids, row_count
+from pipelines.documents import DOCUMENT_SCHEMA, TableWriter, repeated_ids, row_count, table_writer
 from pipelines.manifests import Check, Manifest, Outcome
 from pipelines.personal_data import KINDS, PersonalData, mask, pseudonym_key
 from pipelines.plugins import Settings
@@ -66,7 +65,7 @@ def clean_corpus(settings: CleaningSettings, out: Path, *, raw: Manifest) -> Out
     counts = dict.fromkeys(("documents_in", "kept", "dropped", "quarantined", "characters", "bytes", *CHANGES), 0)
     key = pseudonym_key(settings.personal_data)
     with ExitStack() as stack:
-        documents = stack.enter_context(pq.ParquetWriter(out / "documents.parquet", DOCUMENT_SCHEMA, compression="zstd"))
+        documents = stack.enter_context(table_writer(out / "documents.parquet", DOCUMENT_SCHEMA))
         changes = stack.enter_context(TableWriter(out / "changes.parquet", CHANGES_SCHEMA))
         dropped = stack.enter_context(TableWriter(out / "dropped.parquet", DROPPED_SCHEMA))
         for group in map_row_groups(partial(_clean_group, settings=settings, key=key), raw.file("documents.parquet")):

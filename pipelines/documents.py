@@ -119,7 +119,7 @@ class TableWriter:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, rows_per_group: int = ROWS_PER_GROUP) -> None:
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._writer = table_writer(path, schema)
         self._schema = schema
         self._rows: list[Mapping[str, object]] = []
         self._rows_per_group = rows_per_group
@@ -147,6 +147,16 @@ class TableWriter:
         if error[0] is None:
             self._flush()
         self._writer.close()
+
+
+def table_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a Parquet file for tables that may hold long texts.
+
+    Their column has no dictionary, which values that are all different do not need, and no statistics: the smallest and the
+    largest text are copied for them, six times the size of a long one in all, and never read.
+    """
+    others = [name for name in schema.names if name != "text"]
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=others, write_statistics=others)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
