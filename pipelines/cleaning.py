@@ -103,11 +103,11 @@ def _clean_group(group: RowGroup, *, settings: CleaningSettings, key: bytes) -> 
             rows.append(row)
             texts.append(text)
             counts.update(kept=1, characters=len(text))
-        kept = batch.take(pa.array(rows, pa.int64()))
         cleaned = pa.array(texts, pa.string())
         counts["bytes"] += int(pc.sum(pc.binary_length(cleaned)).as_py() or 0)
+        others = batch.drop_columns(["text"]).take(pa.array(rows, pa.int64()))  # the text would be copied
         tables.append(
-            pa.Table.from_batches([kept.set_column(batch.schema.get_field_index("text"), DOCUMENT_SCHEMA.field("text"), cleaned)])
+            pa.Table.from_batches([others.add_column(batch.schema.get_field_index("text"), DOCUMENT_SCHEMA.field("text"), cleaned)])
         )
     counts["dropped"] = len(dropped)
     return _Cleaned(pa.concat_tables(tables) if tables else DOCUMENT_SCHEMA.empty_table(), changes, dropped, counts)
