@@ -12,8 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines import plugins
-from pipelines.errors import GristmillError, suggestion
 from pipelines.decisions import default_thresholds
+from pipelines.errors import GristmillError, suggestion
 from pipelines.manifests import Json
 from pipelines.recipes import Filters, Project, Recipe, StageSettings, is_off, mapping
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipelines import plugins
 from pipelines.configuration import read_project, read_recipe, read_recipes
-from pipelines.errors import GristmillError, UnknownName
 from pipelines.decisions import default_thresholds
+from pipelines.errors import GristmillError, UnknownName
 from pipelines.recipes import Project, Recipe, resolve_thresholds
 
 ROOT = Path(__file__).parents[1]
