@@ -9,6 +9,7 @@ it streams, so that memory does not grow with the number of documents.
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,8 +28,10 @@ from pipelines.manifests import Check, Json, Manifest, Outcome
 from pipelines.plots import new_figure, save_figure
 from pipelines.plugins import Settings, load
 
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "512MB"
 """Of DuckDB's own memory; what does not fit goes to a directory beside the result."""
+THREADS = min(8, len(os.sched_getaffinity(0)))
+"""Each takes memory of its own: no more than the limit feeds."""
 PASSED = "passes_all_rules"
 """The reason given where an inverse filter drops a document; it has no score and no threshold."""
 LANGUAGE, TOPICS = "language.language", "topics.mentioned"
@@ -94,7 +97,7 @@ def _database(directory: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a database that takes no more than `MEMORY_LIMIT` of memory and keeps the rest in `directory` meanwhile."""
     with contextlib.ExitStack() as stack:
         spill = stack.enter_context(tempfile.TemporaryDirectory(prefix=".duckdb-", dir=directory))
-        yield stack.enter_context(duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": spill}))
+        yield stack.enter_context(duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": spill, "threads": THREADS}))
 
 
 def decide(
