@@ -167,5 +167,6 @@ _is_worker = False
 def _start_worker() -> None:
     global _is_worker
     _is_worker = True
-    die_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a parent started in the background may hand on that it is ignored
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()

@@ -252,7 +252,7 @@ def test_a_launched_asset_has_metadata_and_check_results(dev: DagsterDev) -> Non
     assert "/runs/" in found["metadata"]["mlflow_run"]
     assert found["tags"]["dagster/data_version"] == manifest.fingerprint
     results = {check["name"]: check["executionForLatestMaterialization"] for check in found["checks"]}
-    assert set(results) == {"documents_conserved", "ids_unique", "text_present"}
+    assert set(results) == {"documents_conserved", "ids_unique", "text_present", "input_whole"}
     assert all(result["status"] == "SUCCEEDED" and result["runId"] == run for result in results.values()), results
 
 
