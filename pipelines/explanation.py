@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.documents import DECISION_SCHEMA, partition_file, split_partition
@@ -204,13 +205,17 @@ def _reason(row: Mapping[str, Json]) -> str:
 def _measured(place: Place, decided: Decided) -> tuple[Measured, ...]:
     if decided.scores is None:
         return ()
-    found = _rows(decided.scores.file("scores.parquet"), "id", place.name)
+    path = decided.scores.file("scores.parquet")
+    found = _rows(path, "id", place.name)
+    labels = {column.name for column in pq.read_schema(path) if pa.types.is_string(column.type)}
     domain, _ = split_partition(place.partition)
     by_domain = decided.decisions.settings.get("thresholds")
     thresholds = by_domain.get(domain) if isinstance(by_domain, dict) else None
     taken = isinstance(thresholds, dict)
     return tuple(
-        _beside(rule, score, thresholds.get(rule) if taken else None, taken=taken)
+        Measured(rule, score, None, None, "label")
+        if rule in labels
+        else _beside(rule, score, thresholds.get(rule) if taken else None, taken=taken)
         for row in found
         for rule, score in row.items()
         if rule not in SCORE_KEYS
@@ -220,8 +225,7 @@ def _measured(place: Place, decided: Decided) -> tuple[Measured, ...]:
 def _beside(rule: str, score: Json, bound: Json, *, taken: bool) -> Measured:
     value = None if score is None or (isinstance(score, float) and math.isnan(score)) else score
     if not isinstance(bound, dict):
-        verdict = "label" if isinstance(value, str) else "off" if taken else "not decided"
-        return Measured(rule, value, None, None, verdict)  # type: ignore[arg-type]
+        return Measured(rule, value, None, None, "off" if taken else "not decided")
     keep, threshold = str(bound["keep"]), float(bound["value"])
     if value is None:
         return Measured(rule, None, keep, threshold, "does not apply")
