@@ -14,6 +14,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+"""Where the package stands."""
 INFRASTRUCTURE = frozenset(
     f"pipelines.{name}"
     for name in (
@@ -78,6 +80,10 @@ def imported_modules(module: str) -> frozenset[str]:
 
 @cache
 def _path(module: str) -> Path | None:
+    """Return the file of `module`. Nothing of this package is imported for it: modules of native code ask while they are imported."""
+    if module.partition(".")[0] == "pipelines":
+        path = ROOT.joinpath(*module.split("."))
+        return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
