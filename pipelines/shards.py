@@ -7,16 +7,23 @@ run resumes at any step without loader state, and a domain's stream is the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.errors import EmptyInput
+from pipelines.documents import ROWS_PER_GROUP, read_batches, stable_fraction
+from pipelines.errors import EmptyInput, GristmillError
 from pipelines.manifests import Manifest, Member
+from pipelines.native import KERNEL
 
 TOKENS, DOCUMENTS, PASSAGES = "tokens.bin", "documents.parquet", "passages.parquet"
 
@@ -52,22 +59,115 @@ class TokenShard:
 
 @dataclass(frozen=True)
 class PassagePool:
-    """Passages of one domain, in shard order: where each lies and how long it is."""
+    """Passages of one domain, in shard order: where each lies and how long it is. 20 bytes a passage."""
 
     tokens: Sequence[np.ndarray]
     """The memory-mapped token files."""
     shard: np.ndarray
-    """int64, shape (n,): which of `tokens` each passage lies in."""
+    """Integers, shape (n,): which of `tokens` each passage lies in."""
     offset: np.ndarray
     """int64, shape (n,): first token."""
     length: np.ndarray
-    """int64, shape (n,): number of tokens."""
+    """Integers, shape (n,): number of tokens, at least 1."""
     end_of_text: int
+    row: np.ndarray | None = None
+    """Integers, shape (n,): row of each passage in the index of its shard; names are read there when they are asked for."""
+    indexes: Sequence[Path] = ()
+    """The passage index of each shard."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens of one epoch, one end of text per passage included."""
-        return int(self.length.sum() + len(self.length))
+        return int(self.length.sum(dtype=np.int64)) + len(self.length)
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def subset(self, passages: np.ndarray) -> PassagePool:
+        """Return the pool of `passages` alone: a boolean mask of shape (n,), or their numbers."""
+        row = None if self.row is None else self.row[passages]
+        return replace(self, shard=self.shard[passages], offset=self.offset[passages], length=self.length[passages], row=row)
+
+    def names(self, passages: np.ndarray) -> list[tuple[str, int]]:
+        """Return ``(document id, passage)`` of each of `passages`; only the row groups that hold them are read."""
+        rows, shards = self._rows[passages].astype(np.int64), self.shard[passages]
+        found: list[tuple[str, int]] = [("", 0)] * len(rows)
+        for shard in np.unique(shards):
+            mine = np.nonzero(shards == shard)[0]
+            for place, name in zip(mine.tolist(), _passage_names(self.indexes[shard], rows[mine]), strict=True):
+                found[place] = name
+        return found
+
+    @property
+    def _rows(self) -> np.ndarray:
+        if self.row is None:
+            raise GristmillError("this pool was made without the rows of its passages, so their documents have no names; use passage_pools")
+        return self.row
+
+
+def _passage_names(index: Path, rows: np.ndarray) -> Iterator[tuple[str, int]]:
+    """Yield ``(document id, passage)`` for `rows` of a passage index."""
+    with pq.ParquetFile(index) as file:
+        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+        groups, places = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
+        tables = {int(group): file.read_row_group(int(group), columns=["id", "passage"]) for group in groups}
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            group = int(groups[place])
+            inside = row - (int(ends[group - 1]) if group else 0)
+            yield tables[group]["id"][inside].as_py(), tables[group]["passage"][inside].as_py()
+
+
+def split_pool(pool: PassagePool, fraction: float, *, salt: str = "validation") -> tuple[PassagePool, PassagePool]:
+    """Return ``(training pool, validation pool)``: about `fraction` of the documents, whole, are kept from training.
+
+    A document's side depends on `salt` and its id alone (`stable_fraction`), so it stays where it is when others come or go.
+
+    Raises:
+        GristmillError: `fraction` is not between 0 and 1.
+        EmptyInput: a side has no passage.
+    """
+    if not 0 < fraction < 1:
+        raise GristmillError(f"validation fraction {fraction} is not between 0 and 1; 0.01 keeps one document in a hundred from training")
+    kept_out = np.zeros(len(pool), dtype=bool)
+    rows = pool._rows
+    for shard in np.unique(pool.shard):
+        mine = np.nonzero(pool.shard == shard)[0]
+        mine = mine[np.argsort(rows[mine], kind="stable")]
+        first = 0
+        for batch in read_batches(pool.indexes[shard], ["id"], rows=ROWS_PER_GROUP):
+            low, high = np.searchsorted(rows[mine], [first, first + batch.num_rows])
+            encoded = batch.column(0).take(pa.array(rows[mine[low:high]].astype(np.int64) - first)).dictionary_encode()
+            chosen = np.asarray([stable_fraction(salt, name) < fraction for name in encoded.dictionary.to_pylist()], dtype=bool)
+            kept_out[mine[low:high]] = chosen[encoded.indices.to_numpy()]
+            first += batch.num_rows
+    for side, empty in (("training", kept_out.all()), ("validation", not kept_out.any())):
+        if empty:
+            raise EmptyInput(f"a validation fraction of {fraction} leaves no {side} document of {len(pool)} passages; choose another")
+    return pool.subset(~kept_out), pool.subset(kept_out)
+
+
+class Span(NamedTuple):
+    """A stretch of a window that comes from one passage, its end of text included."""
+
+    document: str
+    """Id of the document."""
+    passage: int
+    """Number of the passage within the document."""
+    first: int
+    """Position of its first token in the window."""
+    count: int
+    """Number of tokens."""
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """The passages that some windows touch, one after the other; arrays of shape (pieces,)."""
+
+    window: np.ndarray
+    """Which of the windows, by its place in the request."""
+    passage: np.ndarray
+    begin: np.ndarray
+    """Where the passage begins, relative to the window: below 0 where the window begins inside it."""
 
 
 @dataclass
@@ -75,7 +175,8 @@ class WindowStream:
     """Windows of `sequence_length` + 1 tokens (inputs and their successors) over `pool`, shuffled without replacement per epoch.
 
     Neighbouring windows share one token, so every token of an epoch is predicted once; the rest that does not fill a
-    window is left out of that epoch.
+    window is left out of that epoch. Holds 12 bytes a passage for the order of one epoch, which takes 30 ms to make
+    for a million passages and 9 seconds for a hundred million; any window of that epoch is then found by bisection.
 
     Raises:
         EmptyInput: the pool does not hold one window.
@@ -94,53 +195,108 @@ class WindowStream:
                 "raise its selection budget, loosen its filters or shorten sequence_length"
             )
 
-    @property
+    @cached_property
     def windows_per_epoch(self) -> int:
+        """Windows that an epoch fills."""
         return (self.pool.num_tokens - 1) // self.sequence_length
 
     def window(self, number: int) -> np.ndarray:
         """Return window `number` (0-based, counted over epochs) as int64 of shape ``(sequence_length + 1,)``."""
-        epoch, place = divmod(number, self.windows_per_epoch)
-        order, ends = self._permutation(epoch)
-        start = place * self.sequence_length
-        return self._read(order, ends, start, start + self.sequence_length + 1)
+        return self.windows([number])[0]
+
+    def windows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return windows by their numbers, in any order, as int64 of shape ``(n, sequence_length + 1)``."""
+        chosen = np.asarray(numbers, dtype=np.int64)
+        size = self.sequence_length + 1
+        out = np.full((len(chosen), size), self.pool.end_of_text, dtype=np.int64)
+        for pieces in self._pieces(chosen):
+            low = np.maximum(pieces.begin, 0)
+            count = np.minimum(pieces.begin + self.pool.length[pieces.passage], size) - low
+            source = self.pool.offset[pieces.passage] + low - pieces.begin
+            target = pieces.window * size + low
+            self._copy(self.pool.shard[pieces.passage], source, target, count, out.reshape(-1))
+        return out
+
+    def trace(self, number: int) -> list[Span]:
+        """Return what window `number` shows, first to last; the counts sum to ``sequence_length + 1``."""
+        (pieces,) = self._pieces(np.asarray([number], dtype=np.int64))
+        low = np.maximum(pieces.begin, 0)
+        count = np.minimum(pieces.begin + self.pool.length[pieces.passage] + 1, self.sequence_length + 1) - low
+        names = self.pool.names(pieces.passage)
+        return [Span(*name, *place) for name, place in zip(names, zip(low.tolist(), count.tolist(), strict=True), strict=True)]
 
     def passages_of(self, number: int) -> np.ndarray:
-        """Return the passages (rows of the pool) that window `number` touches."""
-        epoch, place = divmod(number, self.windows_per_epoch)
-        order, ends = self._permutation(epoch)
-        start = place * self.sequence_length
-        first = np.searchsorted(ends, start, side="right")
-        last = np.searchsorted(ends, start + self.sequence_length, side="right")
-        return order[first : last + 1]
+        """Return the passages (rows of the pool) that window `number` shows, first to last."""
+        (pieces,) = self._pieces(np.asarray([number], dtype=np.int64))
+        return pieces.passage
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the passages (rows of the pool) in the order of `epoch`."""
+        return self._permutation(epoch)[0]
+
+    def _pieces(self, numbers: np.ndarray) -> Iterator[_Pieces]:
+        """Yield, for each epoch that `numbers` touch, the passages of their windows."""
+        epochs, places = np.divmod(numbers, self.windows_per_epoch)
+        for epoch in np.unique(epochs):
+            order, ends = self._permutation(int(epoch))
+            (windows,) = np.nonzero(epochs == epoch)
+            starts = places[windows] * self.sequence_length
+            first = np.searchsorted(ends, starts, side="right")
+            num_pieces = np.searchsorted(ends, starts + self.sequence_length, side="right") - first + 1
+            window = np.repeat(np.arange(len(windows)), num_pieces)
+            rank = np.arange(len(window)) + (first - np.cumsum(num_pieces) + num_pieces)[window]
+            passage = order[rank]
+            yield _Pieces(windows[window], passage, ends[rank] - self.pool.length[passage] - 1 - starts[window])
+
+    def _copy(self, shard: np.ndarray, source: np.ndarray, target: np.ndarray, count: np.ndarray, out: np.ndarray) -> None:
+        """Copy the pieces, each file's in the order in which they lie there."""
+        place = np.lexsort((source, shard))
+        bounds = np.searchsorted(shard[place], np.unique(shard), side="right").tolist()
+        for low, high in pairwise([0, *bounds]):
+            mine = place[low:high]
+            _copy_pieces(np.asarray(self.pool.tokens[shard[mine[0]]]), source[mine], target[mine], count[mine], out)
 
     def _permutation(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the order of the passages in `epoch`, and where each ends, its end of text included."""
         if self._epoch is None or self._epoch[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            order = generator.permutation(len(self.pool.length))
-            self._epoch = (epoch, order, np.cumsum(self.pool.length[order] + 1))
+            order = np.arange(len(self.pool), dtype=np.uint32 if len(self.pool) <= 2**32 else np.int64)
+            np.random.Generator(np.random.Philox(key=[self.seed, epoch])).shuffle(order)
+            ends = np.empty(len(order), dtype=np.int64)
+            _cumulate(self.pool.length, order, ends)
+            self._epoch = (epoch, order, ends)
         return self._epoch[1], self._epoch[2]
 
-    def _read(self, order: np.ndarray, ends: np.ndarray, start: int, stop: int) -> np.ndarray:
-        out = np.full(stop - start, self.pool.end_of_text, dtype=np.int64)
-        place = int(np.searchsorted(ends, start, side="right"))
-        while place < len(order):
-            passage = order[place]
-            length = int(self.pool.length[passage])
-            begin = int(ends[place]) - length - 1
-            if begin >= stop:
-                break
-            low, high = max(start, begin), min(stop, begin + length)
-            if low < high:
-                source = self.pool.tokens[self.pool.shard[passage]]
-                at = int(self.pool.offset[passage]) + low - begin
-                out[low - start : high - start] = source[at : at + high - low]
-            place += 1
-        return out
+
+@KERNEL
+def _copy_pieces(tokens: np.ndarray, source: np.ndarray, target: np.ndarray, count: np.ndarray, out: np.ndarray) -> None:
+    for piece in range(len(source)):
+        first, at = source[piece], target[piece]
+        for place in range(count[piece]):
+            out[at + place] = tokens[first + place]
+
+
+@KERNEL
+def _cumulate(length: np.ndarray, order: np.ndarray, ends: np.ndarray) -> None:
+    end = 0
+    for place in range(len(order)):
+        end += length[order[place]] + 1
+        ends[place] = end
+
+
+def documents_of(windows_BT: np.ndarray, end_of_text: int) -> np.ndarray:
+    """Return the number of the document of each position within its window, int64 of shape (B, T).
+
+    An end-of-text token belongs to the document that it ends.
+    """
+    ended = np.zeros(windows_BT.shape, dtype=np.int64)
+    np.cumsum(windows_BT[:, :-1] == end_of_text, axis=1, out=ended[:, 1:])
+    return ended
 
 
 def passage_pools(selection: Sequence[Member], shards: Sequence[Manifest], end_of_text: int) -> dict[str, PassagePool]:
     """Return the selected passages as one pool per domain, in shard order.
+
+    The tables are joined by DuckDB, which spills to the disk what does not fit in memory.
 
     Args:
         selection: files of a selected_subset artifact, one per role.
@@ -148,25 +304,35 @@ def passage_pools(selection: Sequence[Member], shards: Sequence[Manifest], end_o
     """
     import duckdb
 
-    connection = duckdb.connect()
-    connection.register("located", pa.concat_tables(_located(TokenShard(manifest), number) for number, manifest in enumerate(shards)))
-    chosen = connection.execute(
-        'select s.domain, l.shard, l."offset", l.length from located l join read_parquet($paths) s using (id, passage) '
-        'where s.selected and l.length > 0 order by s.domain, l.shard, l."offset"',
-        {"paths": [str(member.path) for member in selection]},
-    ).fetchnumpy()
+    indexes = [manifest.directory / PASSAGES for manifest in shards]
     tokens = [TokenShard(manifest).tokens for manifest in shards]
-    domains = np.asarray(chosen["domain"]).astype(str)
+    files = {"selected": [str(member.path) for member in selection]}
+    with tempfile.TemporaryDirectory() as spill, duckdb.connect(config={"temp_directory": spill}) as connection:
+        connection.execute("create table chosen as select id, passage, domain from read_parquet($selected) where selected", files)
+        domains = [name for (name,) in connection.execute("select distinct domain from chosen order by domain").fetchall()]
+        parts: dict[str, list[list[np.ndarray]]] = {domain: [] for domain in domains}
+        for number, index in enumerate(indexes):
+            connection.execute(_LOCATED, {"index": str(index)})
+            for domain in domains:
+                found = connection.execute(_OF_DOMAIN, {"domain": domain}).fetchnumpy()
+                columns = [np.asarray(found[name]) for name in ("offset", "length", "row")]
+                if len(columns[0]):
+                    parts[domain].append([np.full(len(columns[0]), number, dtype=np.int32), *columns])
     pools = {}
-    for domain in np.unique(domains):
-        mask = domains == domain
-        columns = (np.asarray(chosen[name])[mask].astype(np.int64) for name in ("shard", "offset", "length"))
-        pools[str(domain)] = PassagePool(tokens, *columns, end_of_text=end_of_text)
+    for domain, found in parts.items():
+        if found:
+            shard, offset, length, row = (np.concatenate(column) for column in zip(*found, strict=True))
+            pools[domain] = PassagePool(tokens, shard, offset, length, end_of_text, row, indexes)
     return pools
 
 
-def _located(shard: TokenShard, number: int) -> pa.Table:
-    return shard.passages.append_column("shard", pa.array(np.full(shard.passages.num_rows, number, dtype=np.int32)))
+_LOCATED = """
+create or replace temp table located as
+select c.domain, l."offset", l.length::integer as length, l.file_row_number::uinteger as row
+from read_parquet($index, file_row_number = true) l join chosen c using (id, passage)
+where l.length > 0
+"""
+_OF_DOMAIN = 'select "offset", length, row from located where domain = $domain order by "offset"'
 
 
 @dataclass(frozen=True)
@@ -190,18 +356,18 @@ def held_out_documents(decisions: Manifest, shards: Sequence[Manifest], *, max_t
     Args:
         max_tokens: per domain; documents are taken in the order of a stable hash of their id until it is reached.
     """
-    from pipelines.documents import stable_fraction
-
-    table = pq.read_table(decisions.file("decisions.parquet"), columns=["id", "domain", "kept", "split"]).to_pylist()
-    domain_of = {row["id"]: row["domain"] for row in table if row["kept"] and row["split"] == "held_out"}
+    table = pq.read_table(decisions.file("decisions.parquet"), columns=["id", "domain", "kept", "split"])
+    wanted = table.filter(pc.and_(table["kept"], pc.equal(table["split"], "held_out")))
+    domain_of = dict(zip(wanted["id"].to_pylist(), wanted["domain"].to_pylist(), strict=True))
+    names = wanted["id"].combine_chunks()
     found: dict[str, list[tuple[float, str, np.ndarray, int]]] = {}
     for manifest in shards:
         shard = TokenShard(manifest)
-        for number, (name, size) in enumerate(zip(shard.documents["id"].to_pylist(), shard.documents["bytes"].to_pylist(), strict=True)):
-            if name in domain_of:
-                found.setdefault(domain_of[name], []).append(
-                    (stable_fraction("evaluation", name), name, shard.document_tokens(number), size)
-                )
+        (numbers,) = np.nonzero(pc.is_in(shard.documents["id"], value_set=names).to_numpy())
+        held = shard.documents.select(["id", "bytes"]).take(pa.array(numbers))
+        for number, name, size in zip(numbers.tolist(), held["id"].to_pylist(), held["bytes"].to_pylist(), strict=True):
+            order = stable_fraction("evaluation", name)
+            found.setdefault(domain_of[name], []).append((order, name, shard.document_tokens(number), size))
     return {domain: _first_tokens(sorted(found[domain], key=lambda item: item[:2]), max_tokens) for domain in sorted(found)}
 
 

@@ -11,9 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_world import World, build_world, publish
 
-from pipelines.errors import EmptyInput
+from pipelines.documents import stable_fraction
+from pipelines.errors import EmptyInput, GristmillError
 from pipelines.manifests import Member
-from pipelines.shards import HeldOutDocuments, PassagePool, TokenShard, WindowStream, held_out_documents, passage_pools, windows_of
+from pipelines.shards import (
+    HeldOutDocuments,
+    PassagePool,
+    TokenShard,
+    WindowStream,
+    documents_of,
+    held_out_documents,
+    passage_pools,
+    split_pool,
+    windows_of,
+)
 from pipelines.store import Store
 
 END = 0
@@ -109,6 +120,77 @@ def test_a_window_depends_on_its_number_alone(numbers: list[int], seed: int) -> 
         assert old.window(number).tolist() == WindowStream(pool, 8, seed).window(number).tolist()
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=8, max_size=25),
+    sequence_length=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+    numbers=st.lists(st.integers(0, 500), max_size=24),
+)
+def test_windows_read_together_are_those_read_one_by_one(lengths: list[int], sequence_length: int, seed: int, numbers: list[int]) -> None:
+    """In any order, with repetitions and over epochs."""
+    stream = WindowStream(pool_of(lengths), sequence_length, seed)
+    windows = stream.windows(numbers)
+    assert windows.shape == (len(numbers), sequence_length + 1) and windows.dtype == np.int64
+    per_epoch = stream.windows_per_epoch
+    for number, window in zip(numbers, windows, strict=True):
+        tokens, _ = joined(stream.pool, seed, number // per_epoch)
+        place = number % per_epoch
+        assert window.tolist() == tokens[place * sequence_length : (place + 1) * sequence_length + 1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(step=st.integers(0, 300), seed=st.integers(0, 1000), lengths=st.lists(st.integers(1, 40), min_size=6, max_size=30))
+def test_any_number_of_processes_reads_the_same_global_batch(step: int, seed: int, lengths: list[int]) -> None:
+    """Each process opens the stream cold, at any step, and reads its slice; the slices in order of rank are the batch."""
+    pool, size = pool_of(lengths), 24
+    numbers = np.arange(step * size, (step + 1) * size)
+    whole = WindowStream(pool, 5, seed).windows(numbers)
+    for world_size in (1, 2, 3, 4, 8):
+        each = size // world_size
+        slices = [WindowStream(pool, 5, seed).windows(numbers[rank * each : (rank + 1) * each]) for rank in range(world_size)]
+        assert np.array_equal(np.concatenate(slices), whole)
+    warm = WindowStream(pool, 5, seed)
+    warm.windows(np.arange(size))
+    assert np.array_equal(warm.windows(numbers), whole)
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=lengths_of_passages, seed=st.integers(0, 1000), epoch=st.integers(0, 5), sequence_length=st.integers(1, 6))
+def test_an_epoch_shows_every_passage_once_but_for_the_rest(lengths: list[int], seed: int, epoch: int, sequence_length: int) -> None:
+    pool = pool_of(lengths)
+    if pool.num_tokens - 1 < sequence_length:
+        return
+    stream = WindowStream(pool, sequence_length, seed)
+    assert sorted(stream.order(epoch).tolist()) == list(range(len(lengths)))
+    first = epoch * stream.windows_per_epoch
+    shown = np.concatenate([stream.passages_of(number) for number in range(first, first + stream.windows_per_epoch)])
+    runs = shown[np.concatenate([[True], shown[1:] != shown[:-1]])]
+    assert runs.tolist() == stream.order(epoch)[: len(runs)].tolist()  # each once, windows in a row continue the same passage
+    left_out = pool.length[stream.order(epoch)[len(runs) :]] + 1
+    assert left_out.sum() < sequence_length
+
+
+def test_the_order_depends_on_the_seed_alone() -> None:
+    """Not on the sequence length, nor on what the passages hold."""
+    pool = pool_of([10] * 40)
+    streams = [WindowStream(pool, length, 5) for length in (3, 16, 50)] + [WindowStream(pool_of([3] * 40), 3, 5)]
+    for epoch in range(3):
+        assert len({tuple(stream.order(epoch).tolist()) for stream in streams}) == 1
+    read = [stream.windows(np.arange(stream.windows_per_epoch))[:, 1:].ravel() for stream in streams[:3]]
+    shortest = min(map(len, read))
+    assert all(np.array_equal(tokens[:shortest], read[0][:shortest]) for tokens in read)
+
+
+@settings(max_examples=100, deadline=None)
+@given(windows=st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=6))
+def test_an_end_of_text_belongs_to_the_document_that_it_ends(windows: list[list[int]]) -> None:
+    numbers = documents_of(np.asarray(windows), END)
+    assert numbers.dtype == np.int64
+    for window, found in zip(windows, numbers.tolist(), strict=True):
+        assert found == [window[:position].count(END) for position in range(len(window))]
+
+
 def test_seeds_and_epochs_are_other_orders() -> None:
     pool = pool_of([10] * 40)
     streams = [WindowStream(pool, 16, seed) for seed in range(6)]
@@ -139,6 +221,65 @@ def test_pools_hold_the_selected_passages_of_each_domain(world: World) -> None:
         train = {row["id"] for member in world.selection for row in pq.read_table(member.path).to_pylist()}
         assert {by_offset[offset] for offset in pool.offset.tolist()} <= train
         assert np.all(pool.shard == index) and np.all(np.diff(pool.offset) > 0)
+
+
+def test_a_window_is_traced_to_the_documents_it_shows(world: World) -> None:
+    """Each span names a passage whose tokens, read from the shard's own index, are those of the window."""
+    for domain, pool in passage_pools(world.selection, world.shards, END).items():
+        shard = TokenShard(world.shards[list(world.corpora).index(domain)])
+        index = {(row["id"], row["passage"]): row for row in shard.passages.to_pylist()}
+        stream = WindowStream(pool, 50, 3)
+        shown: dict[tuple[str, int], int] = {}
+        for number in range(2 * stream.windows_per_epoch):
+            window, spans = stream.window(number), stream.trace(number)
+            assert sum(span.count for span in spans) == len(window) == 51
+            assert [span.first for span in spans] == np.cumsum([0, *(span.count for span in spans[:-1])]).tolist()
+            for span in spans:
+                row = index[span.document, span.passage]
+                tokens = [*shard.tokens[row["offset"] : row["offset"] + row["length"]].tolist(), END]
+                piece = window[span.first : span.first + span.count].tolist()
+                assert any(piece == tokens[start : start + span.count] for start in range(len(tokens)))
+                shown[span.document, span.passage] = shown.get((span.document, span.passage), 0) + span.count
+        assert len(shown) >= len(pool) - 1
+
+
+def test_a_pool_names_its_passages(world: World) -> None:
+    rows = {(r["id"], r["passage"]): r for member in world.selection for r in pq.read_table(member.path).to_pylist() if r["tokens"]}
+    named = []
+    for pool in passage_pools(world.selection, world.shards, END).values():
+        backwards = np.arange(len(pool))[::-1]
+        names = pool.names(backwards)
+        assert [rows[name]["tokens"] for name in names] == pool.length[backwards].tolist()
+        assert pool.subset(backwards[:3]).names(np.asarray([2, 0])) == [names[2], names[0]]
+        named += names
+    assert sorted(named) == sorted(rows)
+    with pytest.raises(GristmillError, match="have no names; use passage_pools"):
+        pool_of([5, 5]).names(np.asarray([0]))
+
+
+def test_a_split_keeps_whole_documents_from_training(world: World) -> None:
+    for pool in passage_pools(world.selection, world.shards, END).values():
+        training, validation = split_pool(pool, 0.3)
+        sides = [{name for name, _ in side.names(np.arange(len(side)))} for side in (training, validation)]
+        assert not sides[0] & sides[1] and len(training) + len(validation) == len(pool)
+        assert sides[1] == {name for name, _ in pool.names(np.arange(len(pool))) if stable_fraction("validation", name) < 0.3}
+        assert np.array_equal(split_pool(pool, 0.3)[1].offset, validation.offset)
+        # a document stays where it is when half of the others go, and another salt draws others
+        half = split_pool(pool.subset(np.arange(len(pool) // 2)), 0.3)[1]
+        assert {name for name, _ in half.names(np.arange(len(half)))} <= sides[1]
+    others = split_pool(pool, 0.3, salt="other")[1]
+    assert {name for name, _ in others.names(np.arange(len(others)))} != sides[1]
+
+
+def test_a_split_without_a_side_says_so(world: World) -> None:
+    pool = passage_pools(world.selection, world.shards, END)["wiki"]
+    with pytest.raises(EmptyInput, match="leaves no validation document"):
+        split_pool(pool, 1e-9)
+    with pytest.raises(EmptyInput, match="leaves no training document"):
+        split_pool(pool, 1 - 1e-9)
+    for fraction in (0.0, 1.0, -1.0):
+        with pytest.raises(GristmillError, match=r"is not between 0 and 1; 0.01 keeps"):
+            split_pool(pool, fraction)
 
 
 def test_an_unselected_passage_is_not_read(world: World) -> None:
