@@ -254,7 +254,11 @@ class WindowStream:
         bounds = np.searchsorted(shard[place], np.unique(shard), side="right").tolist()
         for low, high in pairwise([0, *bounds]):
             mine = place[low:high]
-            _copy_pieces(np.asarray(self.pool.tokens[shard[mine[0]]]), source[mine], target[mine], count[mine], out)
+            tokens = np.asarray(self.pool.tokens[shard[mine[0]]])
+            if (end := int((source[mine] + count[mine]).max())) > len(tokens):  # compiled code would read beyond the file
+                rule = f"token file {shard[mine[0]]} ends at {len(tokens)} tokens, but its index has a passage up to {end}"
+                raise GristmillError(f"{self.name}: {rule}; `gristmill verify tokenized_shards` names the shard: materialize it again")
+            _copy_pieces(tokens, source[mine], target[mine], count[mine], out)
 
     def _permutation(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the order of the passages in `epoch`, and where each ends, its end of text included."""

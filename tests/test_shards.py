@@ -206,6 +206,13 @@ def test_a_pool_too_small_says_what_to_do() -> None:
     assert WindowStream(pool_of([5]), 5, 0).windows_per_epoch == 1
 
 
+def test_a_token_file_that_lost_its_end_is_an_error() -> None:
+    pool = pool_of([7, 3, 12, 5])
+    torn = PassagePool([file[:-1] for file in pool.tokens], pool.shard, pool.offset, pool.length, end_of_text=END)
+    with pytest.raises(GristmillError, match=r"token file \d ends at \d+ tokens, but its index has a passage up to \d+; `gristmill verify"):
+        WindowStream(torn, 5, 0).windows(range(5))
+
+
 def test_pools_hold_the_selected_passages_of_each_domain(world: World) -> None:
     pools = passage_pools(world.selection, world.shards, END)
     assert sorted(pools) == ["book", "legal", "wiki"]
