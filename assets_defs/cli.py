@@ -4,6 +4,7 @@ gristmill run [--recipe NAME]    drive the whole graph in order and print the re
 gristmill ui                     Dagster and MLflow on 127.0.0.1
 gristmill recipes                list and check the recipes
 gristmill export ASSET PARTITION DIRECTORY
+gristmill tokens export DIRECTORY --format nanotron (--recipe NAME [--role general] | --partition PARTITION)
 gristmill verify ASSET [PARTITION]
 gristmill explain ID [--recipe NAME] [--json]    why a document was kept or dropped
 """
@@ -27,6 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Orchestrated data and training pipelines for language-model pretraining.",
 )
+
+tokens = typer.Typer(no_args_is_help=True, help="Token files of other trainers.")
+app.add_typer(tokens, name="tokens")
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A file in recipes/, without .yaml.")]
 
@@ -59,6 +63,31 @@ def export(
 
     count = export_partition(_mill(), asset, partition, directory)
     typer.echo(f"{count:,} documents in {directory}; open with datasets.load_from_disk({str(directory)!r})")
+
+
+@tokens.command("export")
+def export_tokens(
+    directory: Annotated[Path, typer.Argument(help="Where the token files are written; must not exist.")],
+    format: Annotated[str, typer.Option(help="A plugin of token_formats: nanotron (datatrove), megatron or llmc.")],
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Its selected passages, a file per domain, as shuffled.")] = None,
+    role: Annotated[str | None, typer.Option(help="general or target; both where absent. Of a recipe.")] = None,
+    partition: Annotated[str | None, typer.Option(help="A source partition such as 'wiki|2026-01-01': its documents, in order.")] = None,
+) -> None:
+    """Write tokens as the files of another trainer, with the tokenizer and a table that names the documents.
+
+    The source `token_files` reads such files back into a corpus.
+    """
+    from assets_defs import token_exports
+
+    if (recipe is None) == (partition is None) or (role and not recipe):
+        raise typer.BadParameter("give --recipe NAME, with or without --role, or --partition KEY")
+    if recipe:
+        written = token_exports.export_recipe_tokens(_mill(), format, recipe, directory, role=role)
+    else:
+        written = token_exports.export_partition_tokens(_mill(), format, str(partition), directory)
+    for file in written:
+        typer.echo(f"{file.name}: {file.documents:,} documents, {file.tokens:,} tokens")
+    typer.echo(f"{sum(file.tokens for file in written):,} tokens in {directory}")
 
 
 @app.command()

@@ -8,7 +8,9 @@ from pipelines.documents import split_partition
 from pipelines.store import Build
 
 
-@mill_asset(step=corpus.ingest, audits=corpus.CORPUS_AUDITS, partitions=SOURCE, kinds={"parquet"}, plugin_kinds=["sources"])
+@mill_asset(
+    step=corpus.ingest, audits=corpus.CORPUS_AUDITS, partitions=SOURCE, kinds={"parquet"}, plugin_kinds=["sources", "token_formats"]
+)
 def raw_corpus(mill: Mill, partition: str) -> Build:
     """Documents as they came, of one domain and one collection month.
 
@@ -16,14 +18,15 @@ def raw_corpus(mill: Mill, partition: str) -> Build:
     in = kept + quarantined. Cost: reading and hashing the source's files.
     """
     domain, snapshot = split_partition(partition)
-    source, settings = mill.project.source_of(domain)
+    source, values = mill.project.source_of(domain)
+    settings = corpus.corpus_settings(domain, snapshot, source, values, mill.root, max_documents=mill.project.max_documents)
     return Build(
         asset="raw_corpus",
         partition=partition,
         step=corpus.ingest,
-        settings=corpus.corpus_settings(domain, snapshot, source, settings, mill.root, max_documents=mill.project.max_documents),
+        settings=settings,
         audits=corpus.CORPUS_AUDITS,
-        plugins=(f"pipelines.sources.{source}",),
+        plugins=corpus.source_plugins(settings),
     )
 
 

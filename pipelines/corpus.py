@@ -102,6 +102,11 @@ def corpus_settings(
     return checked.model_copy(update=content)
 
 
+def source_plugins(settings: CorpusSettings) -> tuple[str, ...]:
+    """Return the plugin modules that `settings` names, for the code version."""
+    return (f"pipelines.sources.{settings.source}", *_source(settings.source, settings.source_settings).modules())
+
+
 def ingest(settings: CorpusSettings, out: Path) -> Outcome:
     """Read the partition's documents from its source.
 

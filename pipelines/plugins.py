@@ -17,7 +17,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import GristmillError, UnknownName, suggestion
 
-KINDS = ("sources", "filters", "embedders", "set_functions", "mixing_laws", "objectives", "schedules", "optimizers", "evaluators")
+KINDS = (
+    "sources",
+    "filters",
+    "embedders",
+    "token_formats",
+    "set_functions",
+    "mixing_laws",
+    "objectives",
+    "schedules",
+    "optimizers",
+    "evaluators",
+)
 """The extension folders."""
 
 

@@ -98,6 +98,18 @@ class PassagePool:
                 found[place] = name
         return found
 
+    def name_batches(self) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+        """Yield ``(passages, their rows of id and passage)`` for the whole pool, each index read once from its beginning."""
+        for shard in np.unique(self.shard):
+            mine = np.nonzero(self.shard == shard)[0]
+            mine = mine[np.argsort(self._rows[mine], kind="stable")]
+            rows, first = self._rows[mine].astype(np.int64), 0
+            for batch in read_batches(self.indexes[shard], ["id", "passage"], rows=ROWS_PER_GROUP):
+                low, high = np.searchsorted(rows, [first, first + batch.num_rows])
+                if low < high:
+                    yield mine[low:high], batch.take(pa.array(rows[low:high] - first))
+                first += batch.num_rows
+
     @property
     def _rows(self) -> np.ndarray:
         if self.row is None:
@@ -129,17 +141,10 @@ def split_pool(pool: PassagePool, fraction: float, *, salt: str = "validation") 
     if not 0 < fraction < 1:
         raise GristmillError(f"validation fraction {fraction} is not between 0 and 1; 0.01 keeps one document in a hundred from training")
     kept_out = np.zeros(len(pool), dtype=bool)
-    rows = pool._rows
-    for shard in np.unique(pool.shard):
-        mine = np.nonzero(pool.shard == shard)[0]
-        mine = mine[np.argsort(rows[mine], kind="stable")]
-        first = 0
-        for batch in read_batches(pool.indexes[shard], ["id"], rows=ROWS_PER_GROUP):
-            low, high = np.searchsorted(rows[mine], [first, first + batch.num_rows])
-            encoded = batch.column(0).take(pa.array(rows[mine[low:high]].astype(np.int64) - first)).dictionary_encode()
-            chosen = np.asarray([stable_fraction(salt, name) < fraction for name in encoded.dictionary.to_pylist()], dtype=bool)
-            kept_out[mine[low:high]] = chosen[encoded.indices.to_numpy()]
-            first += batch.num_rows
+    for passages, rows in pool.name_batches():
+        names = rows.column("id").dictionary_encode()
+        chosen = np.asarray([stable_fraction(salt, name) < fraction for name in names.dictionary.to_pylist()], dtype=bool)
+        kept_out[passages] = chosen[names.indices.to_numpy()]
     for side, empty in (("training", kept_out.all()), ("validation", not kept_out.any())):
         if empty:
             raise EmptyInput(f"a validation fraction of {fraction} leaves no {side} document of {len(pool)} passages; choose another")

@@ -67,6 +67,7 @@ LAYERS = {
 """From the top down. A part belongs to steps and is no step; the rest of the names are modules or folders of `pipelines`."""
 ALSO = {
     ("evaluators", "shards"),  # an evaluator reads held-out documents as the shards lay them out
+    ("sources", "token_formats"),  # token files of other trainers are decoded to text
     ("set_functions", "embedders"),  # the integer grid of the embeddings
 }
 SIDEWAYS = {"recipes", "parts", "store", "shared"}

@@ -28,6 +28,7 @@ def test_every_make_target_exists() -> None:
 
 def test_every_subcommand_exists() -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    commands |= {group.name for group in app.registered_groups}
     named = set(re.findall(r"\bgristmill ([a-z]+)", CODE))
     assert named and named <= commands
 

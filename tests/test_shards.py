@@ -258,6 +258,10 @@ def test_a_pool_names_its_passages(world: World) -> None:
         names = pool.names(backwards)
         assert [rows[name]["tokens"] for name in names] == pool.length[backwards].tolist()
         assert pool.subset(backwards[:3]).names(np.asarray([2, 0])) == [names[2], names[0]]
+        batches = [(passages, rows.to_pylist()) for passages, rows in pool.name_batches()]
+        assert sorted(np.concatenate([passages for passages, _ in batches]).tolist()) == list(range(len(pool)))
+        for passages, listed in batches:
+            assert [(row["id"], row["passage"]) for row in listed] == pool.names(passages)
         named += names
     assert sorted(named) == sorted(rows)
     with pytest.raises(GristmillError, match="have no names; use passage_pools"):

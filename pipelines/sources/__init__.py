@@ -35,3 +35,7 @@ class Source(Plugin):
     def revision(self, domain: str, snapshot: str, *, root: Path) -> str:
         """Return what identifies a remote source's content (a commit, an ETag); empty where `files` tells all."""
         return ""
+
+    def modules(self) -> tuple[str, ...]:
+        """Return the plugin modules of other folders that the settings name: part of the code version of what is read."""
+        return ()
