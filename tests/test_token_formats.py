@@ -509,3 +509,11 @@ def test_ids_of_four_bytes_are_known_by_the_metadata(tmp_path: Path) -> None:
     assert read("nanotron", [tokens], LARGE) == DOCUMENTS
     with pytest.raises(GristmillError, match="x.ds holds 30 ids of 2 bytes, 15 are announced"):
         read("nanotron", [tokens], SMALL)
+
+
+def test_the_benchmark_of_reading_runs(tmp_path: Path) -> None:
+    pytest.importorskip("datatrove", reason="datatrove comes with the extra `bench`")
+    from benchmarks.reading import measure
+
+    found = measure(tmp_path, 300_000)
+    assert len(found["rates"]) == 8 and min(found["rates"].values()) > 0 and found["cold_seek_ms"] > 0
