@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -190,6 +191,7 @@ def _mill():  # noqa: ANN202 - imported where it is used, so that --help is fast
 
 def main() -> None:
     """Run the command; an expected error is one message on stderr and exit code 1."""
+    warnings.filterwarnings("ignore", message=".* is currently in beta")  # of Dagster, as in definitions.py
     try:
         app()
     except GristmillError as error:
