@@ -317,31 +317,26 @@ def passage_pools(selection: Sequence[Member], shards: Sequence[Manifest], end_o
     tokens = [TokenShard(manifest).tokens for manifest in shards]
     files = {"selected": [str(member.path) for member in selection]}
     with tempfile.TemporaryDirectory() as spill, duckdb.connect(config={"temp_directory": spill}) as connection:
-        connection.execute("create table chosen as select id, passage, domain from read_parquet($selected) where selected", files)
-        domains = [name for (name,) in connection.execute("select distinct domain from chosen order by domain").fetchall()]
-        parts: dict[str, list[list[np.ndarray]]] = {domain: [] for domain in domains}
-        for number, index in enumerate(indexes):
-            connection.execute(_LOCATED, {"index": str(index)})
-            for domain in domains:
-                found = connection.execute(_OF_DOMAIN, {"domain": domain}).fetchnumpy()
-                columns = [np.asarray(found[name]) for name in ("offset", "length", "row")]
-                if len(columns[0]):
-                    parts[domain].append([np.full(len(columns[0]), number, dtype=np.int32), *columns])
+        domains = [name for (name,) in connection.execute(_DOMAINS, files).fetchall()]
+        located = {**files, "domains": domains, "indexes": [str(index) for index in indexes]}
+        found = connection.execute(_LOCATED, located).fetchnumpy() if indexes and domains else {"domain": np.empty(0)}
+    bounds = np.searchsorted(found["domain"], np.arange(1, len(domains) + 2)).tolist()
     pools = {}
-    for domain, found in parts.items():
-        if found:
-            shard, offset, length, row = (np.concatenate(column) for column in zip(*found, strict=True))
+    for domain, (low, high) in zip(domains, pairwise(bounds), strict=True):
+        if low < high:
+            shard, offset, length, row = (np.asarray(found[name][low:high]) for name in ("shard", "offset", "length", "row"))
             pools[domain] = PassagePool(tokens, shard, offset, length, end_of_text, row, indexes)
     return pools
 
 
+_DOMAINS = "select distinct domain from read_parquet($selected) where selected order by domain"
 _LOCATED = """
-create or replace temp table located as
-select c.domain, l."offset", l.length::integer as length, l.file_row_number::uinteger as row
-from read_parquet($index, file_row_number = true) l join chosen c using (id, passage)
-where l.length > 0
+select list_position($domains, c.domain)::smallint as domain, l.file_index::integer as shard, l."offset", l.length::integer as length,
+    l.file_row_number::uinteger as row
+from read_parquet($indexes, file_row_number = true) l join read_parquet($selected) c using (id, passage)
+where c.selected and l.length > 0
+order by 1, 2, 3
 """
-_OF_DOMAIN = 'select "offset", length, row from located where domain = $domain order by "offset"'
 
 
 @dataclass(frozen=True)
