@@ -297,9 +297,18 @@ def documents_of(windows_BT: np.ndarray, end_of_text: int) -> np.ndarray:
 
     An end-of-text token belongs to the document that it ends.
     """
-    ended = np.zeros(windows_BT.shape, dtype=np.int64)
-    np.cumsum(windows_BT[:, :-1] == end_of_text, axis=1, out=ended[:, 1:])
-    return ended
+    out = np.empty(windows_BT.shape, dtype=np.int64)
+    _number_documents(windows_BT, end_of_text, out)
+    return out
+
+
+@KERNEL
+def _number_documents(windows_BT: np.ndarray, end_of_text: int, out_BT: np.ndarray) -> None:
+    for window in range(windows_BT.shape[0]):
+        number = 0
+        for place in range(windows_BT.shape[1]):
+            out_BT[window, place] = number
+            number += windows_BT[window, place] == end_of_text
 
 
 def passage_pools(selection: Sequence[Member], shards: Sequence[Manifest], end_of_text: int) -> dict[str, PassagePool]:
