@@ -1,4 +1,4 @@
-"""Schedules against torch's own and closed forms; optimizers by what they do to weights."""
+"""Schedules against torch's and transformers' own and against closed forms, at every step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from pipelines import plugins
-from pipelines.optimizers.adamw import AdamW
+from pipelines.errors import GristmillError
 from pipelines.schedules import Schedule
 from pipelines.schedules.constant import Constant
 from pipelines.schedules.cosine import Cosine
+from pipelines.schedules.infinite import Infinite
 from pipelines.schedules.linear import Linear
 from pipelines.schedules.wsd import WarmupStableDecay
 
@@ -71,6 +72,86 @@ def test_wsd_by_hand() -> None:
     assert multipliers(WarmupStableDecay(decay_fraction=0.0), 10) == [1.0] * 10
 
 
+@pytest.mark.parametrize(("decay", "theirs"), [("linear", "linear"), ("cosine", "cosine"), ("one_minus_sqrt", "1-sqrt")])
+@pytest.mark.parametrize("floor", [0.0, 0.2])
+def test_wsd_is_transformers(decay: str, theirs: str, floor: float) -> None:
+    """Theirs starts its warm-up at 0, so that is left out."""
+    from transformers import get_wsd_schedule
+
+    def make(optimizer: torch.optim.Optimizer) -> lr_scheduler.LambdaLR:
+        return get_wsd_schedule(optimizer, 0, 50, num_training_steps=STEPS, decay_type=theirs, min_lr_ratio=floor)
+
+    ours = WarmupStableDecay(decay_fraction=0.25, decay=decay, floor=floor)
+    assert multipliers(ours) == pytest.approx(torch_multipliers(make), abs=1e-9)
+
+
+def infinite_by_formula(step: int, warmup: int, cooldown: int, until: int, end: int, constant: float, floor: float) -> float:
+    """2503.02844: linear to 1, half a cosine to `constant`, that, and an exponential to `floor` at `end`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if step < cooldown:
+        return constant + (1 - constant) / 2 * (1 + math.cos(math.pi * (step - warmup) / (cooldown - warmup)))
+    if step < until:
+        return constant
+    return constant * math.exp(math.log(floor / constant) * (step - until) / (end - until))
+
+
+def test_infinite_is_its_formula_at_every_step() -> None:
+    schedule = Infinite(warmup_fraction=0.1, cooldown_fraction=0.25, anneal_fraction=0.2, constant=0.55, floor=0.1)
+    expected = [infinite_by_formula(step, 20, 65, 164, STEPS, 0.55, 0.1) for step in range(STEPS)]
+    assert multipliers(schedule) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 40), st.integers(0, 40))
+def test_infinite_in_steps_does_not_depend_on_the_end(one: int, other: int, warmup: int, cooldown: int) -> None:
+    schedule = Infinite(warmup_steps=warmup, cooldown_steps=cooldown, constant=0.5)
+    shorter = min(one, other)
+    assert multipliers(schedule, one)[:shorter] == multipliers(schedule, other)[:shorter]
+    assert [schedule.multiplier(step, 10_000) for step in range(warmup + cooldown, warmup + cooldown + 3)] == [0.5] * 3
+
+
+def test_infinite_as_phases_is_infinite_as_one() -> None:
+    """Warm-up and cool-down, then a constant phase, then an anneal: peak rates 1, c and c."""
+    whole = Infinite(warmup_steps=10, cooldown_steps=30, constant=0.5, floor=0.05, anneal_fraction=50 / 190)
+    anneal = Infinite(constant=1.0, cooldown_steps=0, anneal_fraction=1.0, floor=0.1)
+    parts = multipliers(Infinite(warmup_steps=10, cooldown_steps=30, constant=0.5), 100)
+    parts += [0.5 * rate for rate in multipliers(Constant(), 50) + multipliers(anneal, 50)]
+    assert multipliers(whole, 200) == pytest.approx(parts, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("cosine", {}),
+        ("linear", {}),
+        *(("wsd", {"decay": decay, "decay_fraction": 0.5}) for decay in ("linear", "cosine")),
+        ("infinite", {"anneal_fraction": 0.3}),
+        ("infinite", {"cooldown_steps": 900, "anneal_fraction": 0.3}),
+    ],
+)
+def test_no_schedule_jumps(name: str, values: dict[str, object]) -> None:
+    """Over n steps the rate changes by no more than a few n-ths at once; a cool-down that the anneal cuts short included."""
+    rates = multipliers(plugins.build("schedules", name, {"warmup_fraction": 0.1, **values}), 1000)
+    assert max(abs(later - earlier) for earlier, later in pairwise(rates)) < 0.011
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"constant": 0.1, "floor": 0.2}, "floor 0.2 lies above constant 0.1"),
+        ({"cooldown_fraction": 0.7, "anneal_fraction": 0.7}, "more than the phase"),
+        ({"constant": 0.0}, "greater than 0"),
+    ],
+)
+def test_an_infinite_schedule_that_cannot_be_is_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(GristmillError, match=message):
+        plugins.build("schedules", "infinite", values)
+
+
+def test_warmup_steps_take_precedence() -> None:
+    assert multipliers(Constant(warmup_steps=2, warmup_fraction=0.9), 10) == pytest.approx([1 / 3, 2 / 3] + [1] * 8)
+
+
 @given(
     name=st.sampled_from(plugins.names("schedules")),
     warmup=st.floats(0.0, 0.9),
@@ -82,32 +163,4 @@ def test_every_schedule_rises_to_the_peak_then_never_rises_again(name: str, warm
     assert all(0.0 <= rate <= 1.0 and math.isfinite(rate) for rate in rates)
     assert all(later > earlier for earlier, later in pairwise(rates[:peak]))
     assert all(later <= earlier + 1e-12 for earlier, later in pairwise(rates[peak:]))
-    assert rates[min(peak, steps - 1)] == pytest.approx(1.0) or peak >= steps
-
-
-def test_adamw_is_torchs_with_decay_on_matrices_only() -> None:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
-    twin = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
-    twin.load_state_dict(model.state_dict())
-    mine = AdamW(weight_decay=0.5).build(model, 0.01)
-    groups = [{"params": [twin[0].weight], "weight_decay": 0.5}, {"params": [twin[0].bias, *twin[1].parameters()], "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8, foreach=False)
-    for step in range(5):
-        data = torch.full((2, 4), float(step + 1))
-        for network, optimizer in ((model, mine), (twin, reference)):
-            optimizer.zero_grad()
-            network(data).square().sum().backward()
-            optimizer.step()
-    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
-    assert [group["initial_lr"] for group in mine.param_groups] == [0.01, 0.01]
-
-
-def test_every_parameter_is_in_one_group() -> None:
-    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4), torch.nn.RMSNorm(4))
-    model[1].bias.requires_grad_(False)
-    groups = AdamW().build(model, 0.1).param_groups
-    held = [parameter for group in groups for parameter in group["params"]]
-    assert {id(p) for p in held} == {id(p) for p in model.parameters() if p.requires_grad}
-    assert len(held) == len({id(p) for p in held})
+    assert rates[min(peak, steps - 1)] == pytest.approx(1.0) or peak >= steps or (name == "infinite" and steps - peak < 3)

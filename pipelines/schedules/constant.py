@@ -8,5 +8,5 @@ from pipelines.schedules import Schedule
 class Constant(Schedule):
     """The peak rate after the warm-up."""
 
-    def after_warmup(self, progress: float) -> float:
+    def after_warmup(self, step: int, num_steps: int) -> float:
         return 1.0
