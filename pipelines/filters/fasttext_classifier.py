@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.filters import Filter, Rule
-from pipelines.filters._model_files import Commit, downloaded, local_path
+from pipelines.model_files import Commit, downloaded, local_path
 
 
 class FastTextClassifier(Filter):

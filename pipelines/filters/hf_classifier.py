@@ -21,7 +21,7 @@ from pydantic import Field
 
 from pipelines.errors import GristmillError, UnknownName
 from pipelines.filters import Filter, Rule
-from pipelines.filters._model_files import Commit, downloaded, local_path
+from pipelines.model_files import Commit, local_path, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,14 +96,7 @@ class HfClassifier(Filter):
         return labels[self.label]
 
     def _folder(self) -> Path:
-        if not self.revision:
-            return local_path(self.model, self.root)
-        import huggingface_hub
-
-        patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
-        return downloaded(
-            lambda: huggingface_hub.snapshot_download(self.model, revision=self.revision, allow_patterns=patterns), self.model
-        )
+        return model_folder(self.model, self.revision, self.root)
 
 
 @lru_cache(maxsize=1)
