@@ -1,107 +1,60 @@
 """The training loop: phases over token streams, with the data position in the step and nowhere else.
 
-The batch of a step is a pure function of (passages, shares, seed, step), so a run that was killed goes on from its newest
-resume point to the same bytes. The model is a transformers model; the loop, the batches and the resume points are ours.
+The batch of a step is a pure function of (passages, shares, seed, step), and so is what an objective or a dropout layer
+draws. A run that was killed goes on from its newest resume point to the same bytes; on another number of processes it goes
+on with the same order of the data. The model is a transformers model; the loop, the batches and the resume points are ours.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from pipelines import checkpoints, plugins
+from pipelines.batch import Batch
+from pipelines.checkpoints import CheckpointWriter, RetentionSettings, TrainingState
+from pipelines.data_order import DataOrder, first_windows
+from pipelines.distributed import World, current_world, gradients_shared, layers_of, loss_module, parallelize, pick_device
+from pipelines.draws import Generators, step_seed
+from pipelines.encoders import special_tokens
 from pipelines.errors import EmptyInput, GristmillError
-from pipelines.manifests import Json, Manifest, Member, Outcome
-from pipelines.models import denormals_flushed, load_checkpoint, set_up_torch
+from pipelines.guards import Action, Guard
+from pipelines.manifests import Json, Manifest, Member
+from pipelines.models import check_head, denormals_flushed, flops_per_token, load_checkpoint, new_model, set_up_torch
 from pipelines.objectives import Objective
 from pipelines.optimizers import Optimizer
-from pipelines.plugins import Settings
-from pipelines.progress import Progress, short
-from pipelines.schedules import Schedule
-from pipelines.shards import WindowStream, passage_pools
+from pipelines.plan import Plan, TrainingSettings
+from pipelines.progress import Progress, report_line, short
+from pipelines.run_records import RECORDS, Records
+from pipelines.run_watch import KEPT, Watch
+from pipelines.shards import PassagePool, passage_pools, split_pool
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
+    from pipelines.teachers import OpenTeacher
+
 STEPS_PER_RECORD = 10
-ROUNDING = 1e-9
+RESUME, REWIND = "resume", "rewind"
+MEASURING = 2**62
+"""Key of what objectives draw when they measure: the same masks for every run, so that losses are paired."""
 
 
-class ModelSettings(Settings):
-    """A Llama-like decoder (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU, tied embeddings."""
-
-    hidden_size: int = Field(default=128, ge=2)
-    """Width of the residual stream."""
-    num_layers: int = Field(default=4, ge=1)
-    """Decoder layers."""
-    num_heads: int = Field(default=4, ge=1)
-    """Attention heads."""
-    intermediate_size: int = Field(default=352, ge=1)
-    """Width of the feed-forward layer."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> ModelSettings:
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of twice num_heads {self.num_heads}; rotary positions need even heads"
-            )
-        return self
-
-
-class Phase(Settings):
-    """A stretch of training with one objective, one schedule and one mixture."""
-
-    tokens: int = Field(ge=1)
-    """Predicted tokens; rounded down to whole batches."""
-    learning_rate: float = Field(gt=0)
-    """The peak rate that the schedule multiplies."""
-    objective: str = "causal"
-    """A plugin of `objectives/`."""
-    schedule: str = "constant"
-    """A plugin of `schedules/`."""
-    schedule_settings: dict[str, Json] = Field(default_factory=dict)
-    """Settings of the schedule."""
-
-
-class TrainingSettings(Settings):
-    """A run: a model or a base checkpoint, and a plan of phases."""
-
-    model: ModelSettings | None = None
-    """The model to initialise; None continues from the base checkpoint, its optimizer state included."""
-    phases: tuple[Phase, ...]
-    """Run in order."""
-    sequence_length: int = Field(default=128, ge=2)
-    """Positions per window."""
-    batch_sequences: int = Field(default=16, ge=1)
-    """Windows per step."""
-    optimizer: str = "adamw"
-    """A plugin of `optimizers/`."""
-    optimizer_settings: dict[str, Json] = Field(default_factory=dict)
-    """Settings of the optimizer."""
-    gradient_clip: float = 1.0
-    """Bound on the norm of the gradient (Pascanu et al. 2013)."""
-    seed: int = 0
-    """Of the initial weights and of the data order."""
-    threads: int = Field(default=1, ge=1)
-    """Torch threads. Part of the identity: sums are ordered by it, so another number gives other last bits."""
-    compile: bool = False
-    """Whether torch.compile is used. Part of the identity for the same reason."""
-    checkpoint_seconds: float = Field(default=20.0, exclude=True)
-    """Time between resume points; does not change the result."""
+class BudgetReached(GristmillError):
+    """The wall-clock budget ended before the plan; the run goes on when it is asked for again."""
 
 
 @dataclass
 class Run:
-    """A run in progress: model, optimizer, data streams and the step it stands at."""
+    """A run in progress: model, optimizer, data order and the step it stands at."""
 
     settings: TrainingSettings
     shares: Mapping[str, float]
@@ -114,240 +67,380 @@ class Run:
         import torch
 
         set_up_torch(self.settings.threads)
-        torch.manual_seed(self.settings.seed)
+        self.world: World = current_world()
+        self.device = pick_device(self.settings.device, self.world)
+        self.plan = Plan(self.settings)
+        self.tokens = special_tokens(self.tokenizer.directory)
         self.step = 0
-        self.seconds = 0.0
+        self.stopped_early = False
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """Seconds of this process by kind of work."""
         self.trained = 0
-        self.model = self._base_model() if self.base else self._new_model()
-        self.optimizer = self._optimizer_settings.build(self.model, self.settings.phases[0].learning_rate)
-        if self.base:
-            self._carry_optimizer_state(self.base)
+        """Steps of this process."""
+        self.guard = Guard(self.settings.guards)
+        self.replaced: dict[int, int] = {}
+        """Batches that are not read, and the spare ones in their place."""
+        self.watch = Watch(self)
+        self._phase: int | None = None
+        self._teacher: OpenTeacher | None = None
+        self._domain_sums = np.zeros((len(self.order.domains), 2))
+        torch.manual_seed(self.settings.seed)
+        self.model = self._new_model().to(self.device)
+        check_head(self.model)
+        if self.settings.activation_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         if self.settings.compile:
             self.model.base_model.compile()
+        shards = self.half and self.device.type == "cuda"
+        self.module = parallelize(loss_module(self.model), layers_of(self.model), self.world, self.settings.sharding, half=shards)
+        self.optimizer = self._optimizer.build(self.model, self.settings.phases[0].learning_rate)
+        if self.base:
+            self._carry_optimizer_state(self.base)
 
-    @cached_property
+    @property
+    def half(self) -> bool:
+        """Whether matrix products are in bfloat16."""
+        wanted = self.settings.precision
+        return wanted == "bfloat16" or (wanted == "auto" and self.device.type == "cuda")
+
+    @property
     def end_of_text(self) -> int:
-        from tokenizers import Tokenizer
-
-        config = json.loads(self.tokenizer.file("tokenizer_config.json").read_text())
-        return Tokenizer.from_file(str(self.tokenizer.file("tokenizer.json"))).token_to_id(config["eos_token"])
-
-    @cached_property
-    def domains(self) -> list[str]:
-        return sorted(self.shares)
-
-    @cached_property
-    def streams(self) -> list[WindowStream]:
-        pools = passage_pools(self.selection, self.shards, self.end_of_text)
-        missing = [domain for domain in self.domains if domain not in pools]
-        if missing:
-            raise EmptyInput(f"no selected passage of {', '.join(missing)}; loosen its filters or raise its budget")
-        return [WindowStream(pools[d], self.settings.sequence_length, self.settings.seed, name=d) for d in self.domains]
+        """The token that ends a document."""
+        return self.tokens.end_of_text
 
     @property
     def tokens_per_step(self) -> int:
-        return self.settings.batch_sequences * self.settings.sequence_length
-
-    @cached_property
-    def phase_steps(self) -> list[int]:
-        return [max(1, phase.tokens // self.tokens_per_step) for phase in self.settings.phases]
+        """Tokens read by a step."""
+        return self.plan.tokens_per_step
 
     @property
     def num_steps(self) -> int:
-        return sum(self.phase_steps)
+        """Planned steps."""
+        return self.plan.num_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.stopped_early or self.step >= self.num_steps
 
     @cached_property
-    def assignment(self) -> np.ndarray:
-        return assign_sequences(self.shares, self.num_steps * self.settings.batch_sequences)
+    def _pools(self) -> tuple[dict[str, PassagePool], dict[str, PassagePool]]:
+        pools = passage_pools(self.selection, self.shards, self.end_of_text)
+        fraction = self.settings.validation.fraction
+        if not fraction:
+            return pools, {}
+        halves = {domain: split_pool(pool, fraction) for domain, pool in pools.items()}
+        return {d: kept for d, (kept, _) in halves.items()}, {d: aside for d, (_, aside) in halves.items()}
 
     @cached_property
-    def positions(self) -> np.ndarray:
-        """Window number of each sequence within its domain's stream."""
-        counts = np.zeros(len(self.domains), dtype=np.int64)
-        out = np.empty(len(self.assignment), dtype=np.int64)
-        for number, domain in enumerate(self.assignment):
-            out[number] = counts[domain]
-            counts[domain] += 1
-        return out
+    def order(self) -> DataOrder:
+        """The sequences of the run."""
+        return DataOrder(self.plan, self.shares, self._pools[0])
 
     @cached_property
-    def objectives(self) -> list[Objective]:
-        return [plugins.build("objectives", phase.objective) for phase in self.settings.phases]  # type: ignore[misc]
+    def validation_windows(self) -> dict[str, np.ndarray]:
+        """Windows of the documents that are set aside, by domain; none of a domain whose set is shorter than a window."""
+        return first_windows(self._pools[1], self.settings.sequence_length, self.settings.validation.windows_per_domain)
 
     @cached_property
-    def schedules(self) -> list[Schedule]:
-        return [plugins.build("schedules", p.schedule, p.schedule_settings) for p in self.settings.phases]  # type: ignore[misc]
+    def _optimizer(self) -> Optimizer:
+        return cast(Optimizer, plugins.build("optimizers", self.settings.optimizer, self.settings.optimizer_settings))
 
-    @cached_property
-    def _optimizer_settings(self) -> Optimizer:
-        return plugins.build("optimizers", self.settings.optimizer, self.settings.optimizer_settings)  # type: ignore[return-value]
+    def batch(self, step: int) -> Batch:
+        """Return what this process reads at `step`."""
+        mine = self._sequences(step)
+        return self._prepared(step, self.order.windows(mine), Generators(self.settings.seed, mine))
 
-    def batch(self, step: int) -> torch.Tensor:
-        """Return the windows of `step`, int64 of shape (B, T + 1)."""
-        import torch
+    def _prepared(self, step: int, windows: np.ndarray, generators: Generators) -> Batch:
+        phase = self.settings.phases[self.plan.phase_at(step)[0]]
+        return self.objective(step).batch(windows, generators, self.tokens, document_attention=phase.attention == "document")
 
-        sequences = range(step * self.settings.batch_sequences, (step + 1) * self.settings.batch_sequences)
-        rows = [self.streams[self.assignment[n]].window(int(self.positions[n])) for n in sequences]
-        return torch.from_numpy(np.stack(rows))
+    def objective(self, step: int) -> Objective:
+        """Return the objective of `step`; behind the plan, that of the last phase."""
+        return self.plan.objectives[self.plan.phase_at(min(step, sum(self.plan.phase_steps) - 1))[0]]
+
+    def _sequences(self, step: int) -> range:
+        return self.world.share(self.order.sequences(self.replaced.get(step, step)))
 
     @denormals_flushed()
-    def advance(self, until: int, out: Path) -> None:
-        """Train up to step `until`, going on from the newest resume point under `out` if it is ahead."""
+    def advance(self, until: int, out: Path, *, resumable: bool = True) -> None:
+        """Train up to step `until`, going on from the newest resume point under `out` if it is ahead.
+
+        Raises:
+            GristmillError: a guard rail stopped the run.
+            BudgetReached: `max_seconds` are over; a resume point is written.
+        """
         self._resume(out)
-        progress = Progress(
-            f"training ({short(sum(p.numel() for p in self.model.parameters()))} parameters)",
-            self.num_steps * self.tokens_per_step,
-            "tokens",
-        )
+        label = f"training ({short(sum(p.numel() for p in self.model.parameters()))} parameters)"
+        progress = Progress(label, self.num_steps * self.tokens_per_step, "tokens")
         saved = started = time.monotonic()
         first = self.step
         self.model.train()
-        with (out / "metrics.jsonl").open("a") as records:
-            while self.step < until:
-                record = self._train_step()
-                if self.step % STEPS_PER_RECORD == 0 or self.step == self.num_steps:
-                    records.write(json.dumps(record) + "\n")
-                progress.update(self.step * self.tokens_per_step, f"loss {record['loss']:.3f}")
-                if time.monotonic() - saved > self.settings.checkpoint_seconds and self.step < self.num_steps:
-                    records.flush()
-                    checkpoints.save_resume_point(out / "resume", self.step, self.model, self.optimizer)
+        with self._records(out) as records, self._writer(out, resumable) as writer:
+            while self.step < until and not self.stopped_early:
+                self._rewind_point(out, records)
+                loss = self._guarded_step(out, records, writer)
+                progress.update(self.step * self.tokens_per_step, f"loss {loss:.3f}")
+                self.watch.look(out, records)
+                over = self.settings.max_seconds is not None and time.monotonic() - started > self.settings.max_seconds
+                due = over or time.monotonic() - saved > self.settings.checkpoint_seconds
+                if resumable and not self.finished and self._agreed(due):
+                    self._save(writer, records, wait=over)
                     saved = time.monotonic()
-        self.seconds += time.monotonic() - started
+                    if self.world.agree(over):
+                        raise BudgetReached(
+                            f"max_seconds {self.settings.max_seconds:g} are over at step {self.step} of {self.num_steps}; "
+                            "a resume point is written, run again to go on"
+                        )
+        self.seconds["all"] += time.monotonic() - started
         self.trained += self.step - first
 
-    def _train_step(self) -> dict[str, float]:
+    def _agreed(self, due: bool) -> bool:  # noqa: FBT001
+        """Return whether a resume point is due, by the first process's clock; several processes ask each other now and then only."""
+        return due if self.world.size == 1 else self.step % STEPS_PER_RECORD == 0 and self.world.agree(due)
+
+    @contextlib.contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Count the time inside as time for `kind`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - started
+
+    def _guarded_step(self, out: Path, records: Records, writer: CheckpointWriter | None) -> float:
+        """Train on the batch of the step, and do what the guard says; return the loss."""
+        self.enter_phase()
+        rate = self.plan.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] / self.settings.phases[0].learning_rate * rate
+        loss, norm, domains = self.gradients()
+        action, reason = self.guard.judge(loss, norm)
+        if action != "go on":
+            self._intervene(action, reason, rate)
+        if action == "rewind":
+            self._rewind(out, records, writer)
+            return loss
+        with self.timed("optimizer"):
+            if action != "skip":
+                self.optimizer.step()
+                if parameterization := self._parameterization:
+                    parameterization.after_step(self.model)
+            self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if action != "skip":
+            self._domain_sums += domains
+        if self.step % STEPS_PER_RECORD == 0 or self.step == self.num_steps:
+            records.metrics.append(self._record(loss, rate, norm))
+        return loss
+
+    def gradients(self) -> tuple[float, float, np.ndarray]:
+        """Fill the gradients of the step; return its loss in nats per target, the gradient's norm, and sums and counts by domain."""
         import torch
 
-        phase, first = self._phase_at(self.step)
-        rate = self.settings.phases[phase].learning_rate
-        multiplier = self.schedules[phase].multiplier(self.step - first, self.phase_steps[phase])
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] / self.settings.phases[0].learning_rate * rate * multiplier
-        loss = self.objectives[phase].loss(self.model, self.batch(self.step))
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
-        value = loss.item()
-        if not np.isfinite(value):
-            raise GristmillError(f"loss is {value} at step {self.step}; lower learning_rate ({rate}) or gradient_clip, and run again")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return {
-            "step": self.step,
-            "tokens": self.step * self.tokens_per_step,
-            "loss": value,
-            "learning_rate": rate * multiplier,
-            "gradient_norm": norm.item(),
-        }
+        with self.timed("data"):
+            batch = self.batch(self.step)
+            targets = float(self.world.total(np.asarray([batch.num_targets], dtype=np.float64), self.device)[0])
+        if not targets:
+            raise EmptyInput(f"the batch of step {self.step} predicts nothing; raise batch_sequences or the objective's share of positions")
+        size, rows = self.settings.micro_batch_sequences or len(batch.inputs_BT), len(batch.inputs_BT)
+        objective, sums = self.objective(self.step), []
+        with self.timed("forward and backward"):
+            torch.manual_seed(step_seed(self.settings.seed, self.step, self.world.rank))
+            for first in range(0, rows, size):
+                part = batch.rows(first, min(rows, first + size)).to(self.device)
+                with gradients_shared(self.module, last=first + size >= rows), self._autocast():
+                    total, per_window_B, counts_B = self.module(objective, part, self._teacher)
+                    (total * (self.world.size / targets)).backward()
+                sums.append(torch.stack([per_window_B.double(), counts_B.double()], dim=1))
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            per_window = torch.cat(sums).cpu().numpy()
+        domains = np.zeros((len(self.order.domains), 2))
+        np.add.at(domains, self.order.assignment[np.asarray(self._sequences(self.step))], per_window)
+        domains = self.world.total(domains, self.device)
+        return float(domains[:, 0].sum() / targets), norm.item(), domains
 
-    def _phase_at(self, step: int) -> tuple[int, int]:
-        first = 0
-        for number, steps in enumerate(self.phase_steps):
-            if step < first + steps:
-                return number, first
-            first += steps
-        raise GristmillError(f"step {step} lies beyond the plan of {first} steps")
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        import torch
+
+        with torch.autocast(self.device.type, dtype=torch.bfloat16) if self.half else contextlib.nullcontext():
+            yield
+
+    def enter_phase(self) -> None:
+        """Change parameterization and teacher where a phase begins."""
+        number, _ = self.plan.phase_at(self.step)
+        if number == self._phase:
+            return
+        if self._phase is not None and (before := self.plan.parameterizations[self._phase]):
+            before.finalize(self.model)
+        self._phase = number
+        if parameterization := self._parameterization:
+            parameterization.apply(self.model, optimizer=self.optimizer)
+        teacher = self.plan.teachers[number]
+        self._teacher = teacher.open(self.device, self.tokens, root=self.settings.root) if teacher else None
+
+    @property
+    def _parameterization(self):  # noqa: ANN202
+        return self.plan.parameterizations[self._phase] if self._phase is not None else None
+
+    def _intervene(self, action: Action, reason: str, rate: float) -> None:
+        documents = list(self.order.documents(self.order.sequences(self.replaced.get(self.step, self.step))))
+        self.guard.record(self.step, action, reason, documents)
+        named = ", ".join(f"{name} ({domain})" for domain, name in documents[:3])
+        words = f"step {self.step}: {reason}; its {len(documents)} documents begin with {named}"
+        if action == "stop" or self.guard.num_interventions > self.settings.guards.max_events:
+            raise GristmillError(
+                f"{words}. Training stopped: lower learning_rate ({rate:g}) or gradient_clip, look at the documents, or set "
+                "guards.on_nan and guards.on_spike to skip or rewind"
+            )
+        if self.world.is_first:
+            report_line(f"{words}; {action}")
+
+    def _rewind_point(self, out: Path, records: Records) -> None:
+        """Keep the state at every `rewind_every` steps, where a policy goes back to it."""
+        guards = self.settings.guards
+        if not guards.rewinds or self.step % guards.rewind_every:
+            return
+        with self.timed("checkpoints"):
+            state = self.state()
+            if self.world.is_first:
+                records.flush()
+                retention = RetentionSettings(last=2 + guards.replaced_batches // guards.rewind_every)
+                with CheckpointWriter(out / REWIND, retention, carried=self._carried(out)) as writer:
+                    writer.save(state, wait=True)
+            self.world.wait()
+
+    def _rewind(self, out: Path, records: Records, writer: CheckpointWriter | None) -> None:
+        """Go back to the last rewind point before the batches that are replaced."""
+        guards = self.settings.guards
+        bad = range(max(0, self.step + 1 - guards.replaced_batches), self.step + 1)
+        spare = max(self.replaced.values(), default=self.num_steps - 1) + 1
+        self.replaced |= {step: spare + number for number, step in enumerate(bad)}
+        saved = [step for step in _saved_steps(out / REWIND) if step <= self.step]
+        state = checkpoints.latest_state(out / REWIND, step=max((s for s in saved if s <= bad[0]), default=min(saved, default=0)))
+        if state is None:
+            raise GristmillError(f"no rewind point under {out / REWIND} verifies; run again: the newest resume point is taken")
+        self.optimizer.zero_grad(set_to_none=True)
+        self._restore(state, rewound=True)
+        if self.world.is_first:
+            records.close()
+            checkpoints.restore_carried(out / REWIND, self.step, self._carried(out))
+        if writer or self.world.size > 1:
+            self._save(writer, records, wait=True)
+
+    def state(self) -> TrainingState:
+        """Return everything a resume needs; all processes take part in gathering it."""
+        loop: dict[str, Json] = {
+            "guard": self.guard.state(),
+            "replaced": sorted(self.replaced.items()),
+            "domain_sums": self._domain_sums.tolist(),
+            "best": list(self.watch.best) if self.watch.best else None,
+            "stopped_early": self.stopped_early,
+            "processes": self.world.size,
+        }
+        model = checkpoints.full_model_state(self.model)
+        return TrainingState(self.step, model, checkpoints.full_optimizer_state(self.model, self.optimizer), loop)
+
+    def _restore(self, state: TrainingState, *, rewound: bool = False) -> None:
+        checkpoints.load_model_state(self.model, state.model)
+        checkpoints.load_optimizer_state(self.model, self.optimizer, state.optimizer)
+        self.step, self._phase = state.step, None
+        self._domain_sums = np.asarray(state.loop["domain_sums"], dtype=np.float64)
+        self.watch.best = tuple(state.loop["best"]) if state.loop["best"] else None
+        self.guard.restore(state.loop["guard"], events=not rewound)
+        if rewound:
+            return
+        self.replaced = {int(step): int(spare) for step, spare in state.loop["replaced"]}
+        self.stopped_early = bool(state.loop["stopped_early"])
+        if state.loop["processes"] != self.world.size:
+            report_line(f"resumed on {self.world.size} processes after {state.loop['processes']}: same order of data, other last bits")
+
+    def _save(self, writer: CheckpointWriter | None, records: Records, *, wait: bool) -> None:
+        with self.timed("checkpoints"):
+            state = self.state()
+            if writer:
+                records.flush()
+                writer.save(state, wait=wait)
 
     def _resume(self, out: Path) -> None:
-        """Go to the newest resume point if it is ahead of this run; cut the records that lie after it."""
-        point = checkpoints.latest_resume_point(out / "resume")
-        if point and point.step > self.step:
-            self.model.load_state_dict(point.model, strict=False)
-            self.model.tie_weights()
-            checkpoints.load_optimizer_state(self.model, self.optimizer, point.optimizer)
-            self.step = point.step
-        path = out / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        """Go to the newest resume point if it is ahead of this run, and put back the records as they were then."""
+        state = checkpoints.latest_state(out / RESUME)
+        if state and state.step > self.step:
+            self._restore(state)
+        if self.world.is_first and (state or not self.step):
+            checkpoints.restore_carried(out / RESUME, state.step if state else None, self._carried(out))
+        self.world.wait()
+
+    @staticmethod
+    def _carried(out: Path) -> tuple[Path, ...]:
+        """Return what a resume point holds besides the state: the records, and the checkpoints that are kept."""
+        return (*(out / name for name in RECORDS), out / KEPT)
+
+    @contextlib.contextmanager
+    def _records(self, out: Path) -> Iterator[Records]:
+        with Records(out, writes=self.world.is_first) as records:
+            yield records
+
+    @contextlib.contextmanager
+    def _writer(self, out: Path, resumable: bool) -> Iterator[CheckpointWriter | None]:  # noqa: FBT001
+        if not resumable or not self.world.is_first:
+            yield None
+            return
+        with CheckpointWriter(out / RESUME, self.settings.retention, carried=self._carried(out)) as writer:
+            yield writer
+
+    def _record(self, loss: float, rate: float, norm: float) -> dict[str, Json]:
+        sums, self._domain_sums = self._domain_sums, np.zeros_like(self._domain_sums)
+        domains = {d: nats / count for d, (nats, count) in zip(self.order.domains, sums.tolist(), strict=True) if count}
+        tokens = self.step * self.tokens_per_step
+        return {"step": self.step, "tokens": tokens, "loss": loss, "learning_rate": rate, "gradient_norm": norm, "domains": domains}
 
     @denormals_flushed()
     def window_losses(self, windows: np.ndarray, *, batch: int = 64) -> np.ndarray:
-        """Return the mean loss of each window in nats per token, float64 of shape (n,)."""
+        """Return the mean loss of each window in nats per predicted token, float64 of shape (n,)."""
         import torch
 
+        last = max(0, self.step - 1)
         self.model.eval()
-        objective = self.objectives[-1]
-        parts = [
-            objective.window_losses(self.model, torch.from_numpy(windows[i : i + batch])).double().numpy()
-            for i in range(0, len(windows), batch)
-        ]
+        parts = []
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), self._autocast():
+            for first in range(0, len(windows), batch):
+                rows = windows[first : first + batch]
+                generators = Generators(MEASURING, range(first, first + len(rows)))
+                part = self._prepared(last, rows, generators).to(self.device)
+                _, nats_B, counts_B = self.module(self.objective(last), part, None)
+                parts.append((nats_B.double() / counts_B.clamp(min=1)).cpu().numpy())
         self.model.train()
         return np.concatenate(parts) if parts else np.empty(0)
 
-    def epochs(self) -> dict[str, float]:
-        """Return, by domain, how many times the run reads its passages."""
-        counts = np.bincount(self.assignment, minlength=len(self.domains))
-        return {domain: float(counts[i] / self.streams[i].windows_per_epoch) for i, domain in enumerate(self.domains)}
+    def finish(self) -> None:
+        """Leave the last phase: what its parameterization holds back is let go."""
+        if parameterization := self._parameterization:
+            parameterization.finalize(self.model)
+        self._phase = None
 
-    def outcome(
-        self, *, metrics: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None, plots: tuple[str, ...] = ()
-    ) -> Outcome:
-        """Return what the run found."""
-        tokens = self.num_steps * self.tokens_per_step
-        rate = {"tokens_per_second": self.trained * self.tokens_per_step / self.seconds} if self.seconds else {}  # of this process
-        epochs = self.epochs()
-        table = [{"domain": d, "share": round(self.shares[d], 4), "epochs": round(epochs[d], 3)} for d in self.domains]
-        return Outcome(
-            counts={
-                "tokens": tokens,
-                "steps": self.num_steps,
-                "parameters": sum(p.numel() for p in self.model.parameters()),
-                **(counts or {}),
-            },
-            metrics={**rate, **(metrics or {})},
-            tables={"domains": table},
-            plots=plots,
-        )
+    def flops_per_token(self) -> float:
+        """Return the operations of one trained token, by the objective's share of predicted positions in the first batch."""
+        batch = self.batch(0)
+        share = batch.num_targets / max(1, batch.targets_BT.numel())
+        return flops_per_token(self.model, self.settings.sequence_length, predicted_share=share)
 
     def _new_model(self) -> PreTrainedModel:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
+        if self.base:
+            return load_checkpoint(self.base.directory)
         if self.settings.model is None:
             raise GristmillError("training needs `model` settings where there is no base checkpoint")
-        model = self.settings.model
-        config = LlamaConfig(
-            vocab_size=int(self.shards[0].outcome.details["vocabulary_size"]),
-            hidden_size=model.hidden_size,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_heads,
-            num_key_value_heads=model.num_heads,
-            intermediate_size=model.intermediate_size,
-            max_position_embeddings=self.settings.sequence_length,
-            tie_word_embeddings=True,
-            initializer_range=0.02,
-            bos_token_id=self.end_of_text,
-            eos_token_id=self.end_of_text,
-            pad_token_id=self.end_of_text,
-        )
-        return LlamaForCausalLM(config)
-
-    def _base_model(self) -> PreTrainedModel:
-        return load_checkpoint(self.base.directory)
+        return new_model(self.settings.model, self.tokens, self.settings.sequence_length, self.settings.root)
 
     def _carry_optimizer_state(self, base: Manifest) -> None:
         from safetensors.torch import load_file
 
         path = base.directory / "trainer" / "optimizer.safetensors"
-        if path.exists():
+        if path.exists() and base.settings.get("optimizer") == self.settings.optimizer:
             checkpoints.load_optimizer_state(self.model, self.optimizer, load_file(path))
 
 
-def assign_sequences(shares: Mapping[str, float], num_sequences: int) -> np.ndarray:
-    """Return the domain (index into sorted `shares`) of each sequence, int16 of shape ``(num_sequences,)``.
-
-    After any number of sequences every one of the n domains is within ``1 - 1 / (2n - 2)`` sequences of its exact share:
-    of the domains that are behind by ``1 / (2n - 2)`` or more, the next is the one that would reach the bound first
-    (Tijdeman 1980, The chairman assignment problem). Taking the one furthest behind keeps no such bound beyond two.
-    """
-    wanted = np.asarray([shares[name] for name in sorted(shares)], dtype=float)
-    wanted /= wanted.sum()
-    least = 1.0 / max(2 * len(wanted) - 2, 1)
-    behind = np.zeros(len(wanted))
-    out = np.empty(num_sequences, dtype=np.int16)
-    for number in range(num_sequences):
-        behind += wanted
-        ready = np.nonzero(behind >= least - ROUNDING)[0]
-        out[number] = ready[np.argmin((1.0 - least - behind[ready]) / wanted[ready])]
-        behind[out[number]] -= 1.0
-    return out
+def _saved_steps(directory: Path) -> list[int]:
+    return [int(path.name.partition("-")[2]) for path in directory.glob("step-*")]

@@ -1,12 +1,15 @@
 """Training: the general checkpoint, the mixture probes and the pretrained checkpoint, all by the loop of `pipelines.trainer`.
 
-A checkpoint is a Hugging Face directory; transformers alone opens it.
+A checkpoint is a Hugging Face directory; transformers alone opens it. Several processes run this module under torchrun:
+
+    python -m torch.distributed.run --nproc-per-node 2 -m pipelines.training REQUEST.json
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,12 +19,18 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines import checkpoints
+from pipelines.distributed import ERROR_NAME, current_world, joined, launch, pick_device
 from pipelines.documents import write_table
-from pipelines.errors import EmptyInput
-from pipelines.manifests import Check, Manifest, Member, Outcome
+from pipelines.errors import EmptyInput, GristmillError
+from pipelines.manifests import Check, Json, Manifest, Member, Outcome, read_manifest
+from pipelines.plan import NOT_IN_FINGERPRINT, TrainingSettings
+from pipelines.plugins import Settings
+from pipelines.run_records import EVENTS, METRICS, VALIDATION, read_records
+from pipelines.run_summary import dry_run, run_outcome
+from pipelines.run_watch import TOKENIZER_FILES
 from pipelines.shards import held_out_documents, windows_of
 from pipelines.store import advisory
-from pipelines.trainer import Run, TrainingSettings
+from pipelines.trainer import RESUME, REWIND, Run
 
 TRAINING_PACKAGES = ("torch", "transformers")
 LOSSES = pa.schema(
@@ -106,11 +115,11 @@ def train_probe(
 
     final = measure(0)
     for point in points:
-        run.advance(point, out)
+        run.advance(point, out, resumable=False)
         final = measure(point)
     write_table(out / "losses.parquet", pa.concat_tables(rows))
-    shutil.rmtree(out / "resume", ignore_errors=True)
-    return run.outcome(
+    return run_outcome(
+        run,
         metrics={f"{corpus}_loss_nats_per_token": float(losses.mean()) for corpus, losses in final.items()},
         counts={f"{corpus}_windows": len(batch) for corpus, batch in windows.items()},
     )
@@ -154,18 +163,118 @@ def _train_checkpoint(
     tokenizer: Manifest,
     base: Manifest | None = None,
 ) -> Outcome:
+    if settings.processes == 1:
+        outcome = _train(Run(settings, shares, selection, shards, tokenizer, base), out)
+    else:
+        outcome = _train_in_processes(settings, shares, out, selection=selection, shards=shards, tokenizer=tokenizer, base=base)
+    for work in (RESUME, REWIND):
+        shutil.rmtree(out / work, ignore_errors=True)
+    _plot_losses(out)
+    return outcome.model_copy(update={"plots": ("training_loss.png",)})
+
+
+def _train(run: Run, out: Path) -> Outcome:
+    """Train to the end and write the checkpoint; every process of a run does, and the first one writes."""
     from safetensors.torch import save_file
 
-    run = Run(settings, shares, selection, shards, tokenizer, base)
     run.advance(run.num_steps, out)
-    run.model.save_pretrained(out)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(tokenizer.file(name), out / name)
-    (out / "trainer").mkdir(exist_ok=True)
-    save_file(checkpoints.flat_optimizer_state(run.model, run.optimizer), out / "trainer" / "optimizer.safetensors")
-    shutil.rmtree(out / "resume", ignore_errors=True)
-    _plot_losses(out)
-    return run.outcome(plots=("training_loss.png",))
+    run.finish()
+    model, optimizer = checkpoints.full_model_state(run.model), checkpoints.full_optimizer_state(run.model, run.optimizer)
+    if run.world.is_first:
+        run.model.save_pretrained(out, state_dict=model)
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(run.tokenizer.file(name), out / name)
+        (out / "trainer").mkdir(exist_ok=True)
+        save_file(optimizer, out / "trainer" / "optimizer.safetensors")
+        if run.guard.events:
+            (out / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in run.guard.events), encoding="utf-8")
+    return run_outcome(run)
+
+
+class Request(Settings):
+    """A run as a file, for the processes that share it."""
+
+    settings: dict[str, Json]
+    """A TrainingSettings, the fields that are left out of fingerprints included."""
+    shares: dict[str, float]
+    """Share of each domain."""
+    selection: tuple[tuple[str, str], ...]
+    """Directory of the artifact and name of the file."""
+    shards: tuple[str, ...]
+    """Directories of the artifacts."""
+    tokenizer: str
+    """Directory of the artifact."""
+    base: str | None
+    """Directory of the artifact."""
+    out: str
+    """Where the checkpoint is written."""
+
+    def run(self) -> Run:
+        """Return the run, opened in this process."""
+        members = tuple(Member(manifest=read_manifest(Path(directory)), name=name) for directory, name in self.selection)
+        shards = tuple(read_manifest(Path(directory)) for directory in self.shards)
+        base = read_manifest(Path(self.base)) if self.base else None
+        settings = TrainingSettings.model_validate(self.settings)
+        return Run(settings, self.shares, members, shards, read_manifest(Path(self.tokenizer)), base)
+
+
+def _train_in_processes(
+    settings: TrainingSettings,
+    shares: Mapping[str, float],
+    out: Path,
+    *,
+    selection: tuple[Member, ...],
+    shards: tuple[Manifest, ...],
+    tokenizer: Manifest,
+    base: Manifest | None,
+) -> Outcome:
+    values = TrainingSettings(**{name: getattr(settings, name) for name in TrainingSettings.model_fields})
+    layout = {name: getattr(values, name) for name in NOT_IN_FINGERPRINT} | {"root": str(values.root.absolute())}
+    whole = {**values.model_dump(mode="json"), **layout}
+    work = out / "processes"
+    work.mkdir(exist_ok=True)
+    request = Request(
+        settings=whole,
+        shares=dict(shares),
+        selection=tuple((str(member.manifest.directory), member.name) for member in selection),
+        shards=tuple(str(manifest.directory) for manifest in shards),
+        tokenizer=str(tokenizer.directory),
+        base=str(base.directory) if base else None,
+        out=str(out),
+    )
+    (work / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
+    launch("pipelines.training", work / "request.json", settings.processes)
+    outcome = Outcome.model_validate_json((work / "outcome.json").read_text(encoding="utf-8"))
+    shutil.rmtree(work)
+    return outcome
+
+
+def _train_as_one_of_many(path: Path) -> None:
+    """Train as one process of the run that the request at `path` describes; what goes wrong is left beside it in words."""
+    request = Request.model_validate_json(path.read_text(encoding="utf-8"))
+    world = current_world()
+    wanted = TrainingSettings.model_validate(request.settings).device
+    try:
+        with joined(world, pick_device(wanted, world)):
+            outcome = _train(request.run(), Path(request.out))
+    except GristmillError as error:
+        (path.parent / ERROR_NAME).write_text(str(error), encoding="utf-8")
+        raise
+    if world.is_first:
+        (path.parent / "outcome.json").write_text(outcome.model_dump_json(), encoding="utf-8")
+
+
+def dry_run_checkpoint(
+    settings: TrainingSettings,
+    shares: Mapping[str, float],
+    *,
+    selection: tuple[Member, ...],
+    shards: tuple[Manifest, ...],
+    tokenizer: Manifest,
+    base: Manifest | None = None,
+) -> dict[str, Json]:
+    """Return what a run would take (parameters, memory, tokens, epochs, time) from a few steps of it; nothing is written."""
+    return dry_run(Run(settings.model_copy(update={"processes": 1}), shares, selection, shards, tokenizer, base))
 
 
 def _held_out_windows(
@@ -197,11 +306,11 @@ def _loss_table(label: str, settings: ProbeSettings, tokens: int, corpus: str, l
 def _plot_losses(out: Path) -> None:
     from pipelines.plots import line_plot
 
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    tokens = [record["tokens"] for record in records]
-    line_plot(
-        out / "training_loss.png", {"training loss": (tokens, [record["loss"] for record in records])}, x="tokens", y="nats per token"
-    )
+    records = read_records(out / METRICS)
+    curves = {"training loss": ([record["tokens"] for record in records], [record["loss"] for record in records])}
+    if measured := read_records(out / VALIDATION):
+        curves["validation loss"] = ([record["tokens"] for record in measured], [record["loss"] for record in measured])
+    line_plot(out / "training_loss.png", curves, x="tokens", y="nats per token")
 
 
 def weights_finite(draft: Manifest) -> Check:
@@ -218,8 +327,10 @@ def weights_finite(draft: Manifest) -> Check:
 
 @advisory
 def loss_fell(draft: Manifest) -> Check:
-    """The mean training loss of the last tenth lies below that of the first tenth."""
-    records = [json.loads(line)["loss"] for line in (draft.directory / "metrics.jsonl").read_text().splitlines()]
+    """In the last phase, the mean training loss of the last tenth lies below that of the first tenth."""
+    found = read_records(draft.directory / METRICS)
+    start = draft.counts["steps"] - int(draft.outcome.tables["phases"][-1]["steps"])
+    records = [record["loss"] for record in found if record["step"] > start] or [found[-1]["loss"]]
     tenth = max(1, len(records) // 10)
     first, last = float(np.mean(records[:tenth])), float(np.mean(records[-tenth:]))
     return Check(name="loss_fell", passed=last < first, description=f"training loss {first:.3f} -> {last:.3f} nats per token")
@@ -240,7 +351,5 @@ CHECKPOINT_AUDITS = (weights_finite, loss_fell)
 PROBE_AUDITS = (losses_finite,)
 
 
-def training_plugins(settings: TrainingSettings) -> tuple[str, ...]:
-    """Return the plugin modules that `settings` names, for the code version."""
-    phases = [(f"pipelines.objectives.{p.objective}", f"pipelines.schedules.{p.schedule}") for p in settings.phases]
-    return tuple(sorted({name for pair in phases for name in pair} | {f"pipelines.optimizers.{settings.optimizer}"}))
+if __name__ == "__main__":
+    _train_as_one_of_many(Path(sys.argv[1]))

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import corpus
 
-from pipelines import trainer, training
+from pipelines import training
 from pipelines.manifests import Json, Manifest, Member, Outcome
+from pipelines.models import ModelSettings
+from pipelines.plan import TrainingSettings, training_plugins
 from pipelines.plugins import Settings
 from pipelines.store import Build, Store
 from pipelines.tokenization import PassageSettings, TokenizerSettings, tokenize_documents, train_tokenizer
@@ -22,7 +24,7 @@ SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "corpus.parquet"
 ROLES = {"wiki": "general", "book": "general", "legal": "target"}
 SEQUENCE_LENGTH = 32
 BATCH = 4
-MODEL = trainer.ModelSettings(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
+MODEL = ModelSettings(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
 
 
 class FilesSettings(Settings):
@@ -77,7 +79,7 @@ class World:
             settings=settings,
             inputs={**self.training_inputs(), "selection": self.selection[:1]},
             audits=training.CHECKPOINT_AUDITS,
-            plugins=training.training_plugins(settings),
+            plugins=training_plugins(settings),
             resumable=True,
         )
 
@@ -91,12 +93,12 @@ class World:
             settings=settings,
             inputs={**self.training_inputs(), "base": base, "decisions": self.decisions},
             audits=training.PROBE_AUDITS,
-            plugins=training.training_plugins(settings),
+            plugins=training_plugins(settings),
         )
 
     def mixture(self, base: Manifest, mixture: Manifest, **changes: object) -> Build:
         """Return the request for the pretrained checkpoint."""
-        settings = trainer.TrainingSettings(**{**run(tokens=20 * BATCH * SEQUENCE_LENGTH), **changes})
+        settings = TrainingSettings(**{**run(tokens=20 * BATCH * SEQUENCE_LENGTH), **changes})
         return replace(
             self.general(),
             asset="pretrained_checkpoint",

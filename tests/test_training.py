@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,12 +17,15 @@ from hypothesis import strategies as st
 from small_world import BATCH, MODEL, SEQUENCE_LENGTH, World, mixture_of, publish, run
 
 from pipelines import training
+from pipelines.data_order import assign_sequences
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.manifests import Manifest, Member
-from pipelines.objectives.causal import POSITIONS_PER_CHUNK, Causal, linear_cross_entropy
 from pipelines.store import Store
-from pipelines.trainer import Run, assign_sequences
+from pipelines.trainer import Run
 from pipelines.training import mixed_shares, role_shares
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 STEP = BATCH * SEQUENCE_LENGTH
 
@@ -35,60 +39,7 @@ def records(manifest: Manifest) -> list[dict[str, float]]:
     return [json.loads(line) for line in manifest.file("metrics.jsonl").read_text().splitlines()]
 
 
-# The loss
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    positions=st.sampled_from([1, 2, 7, POSITIONS_PER_CHUNK - 1, POSITIONS_PER_CHUNK, POSITIONS_PER_CHUNK + 1, 2500]),
-    hidden=st.integers(1, 12),
-    vocabulary=st.integers(2, 60),
-    scale=st.sampled_from([0.01, 1.0, 30.0]),
-    seed=st.integers(0, 1000),
-)
-def test_fused_loss_and_gradients_are_autograds(positions: int, hidden: int, vocabulary: int, scale: float, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((positions, hidden), (vocabulary, hidden))]
-    targets = torch.randint(vocabulary, (positions,), generator=generator)
-    found = []
-    for loss in (linear_cross_entropy, lambda h, w, t: torch.nn.functional.cross_entropy(h @ w.T, t)):
-        hidden_ND, head_VD = (tensor.clone().requires_grad_() for tensor in tensors)
-        value = loss(hidden_ND * scale, head_VD, targets)
-        (value * 3.0).backward()
-        found.append((value.detach(), hidden_ND.grad, head_VD.grad))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
-
-
-def test_objective_is_transformers_own_loss(base: Manifest) -> None:
-    """Loss, its gradient in every weight (tied embedding included) and the losses per window."""
-    model, twin = opened(base), opened(base)
-    windows = torch.randint(512, (3, SEQUENCE_LENGTH + 1), generator=torch.Generator().manual_seed(0))
-    loss = Causal().loss(model, windows)
-    loss.backward()
-    logits = twin(windows[:, :-1]).logits
-    per_token = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="none").view(3, -1)
-    per_token.mean().backward()
-    torch.testing.assert_close(loss, per_token.mean(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(twin(input_ids=windows, labels=windows).loss, per_token.mean(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(Causal().window_losses(model, windows), per_token.mean(dim=1).detach(), rtol=1e-5, atol=1e-6)
-    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6, msg=name)
-
-
-def test_a_later_token_does_not_change_earlier_losses(base: Manifest) -> None:
-    model = opened(base)
-    one = torch.randint(512, (1, SEQUENCE_LENGTH), generator=torch.Generator().manual_seed(1))
-    for place in (5, 17, SEQUENCE_LENGTH - 1):
-        other = one.clone()
-        other[0, place] = (other[0, place] + 1) % 512
-        with torch.no_grad():
-            before, after = model(one).logits[0], model(other).logits[0]
-        torch.testing.assert_close(before[:place], after[:place], rtol=0, atol=1e-6)
-        assert not torch.allclose(before[place], after[place], atol=1e-4)
-
-
-def opened(manifest: Manifest):
+def opened(manifest: Manifest) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(manifest.directory, local_files_only=True).eval()
@@ -190,7 +141,7 @@ def test_rates_follow_the_schedule_over_phases(world: World) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(world: World) -> None:
     request = world.general(training.GeneralSettings(model=MODEL, **run(learning_rate=1e30)))
-    with pytest.raises(GristmillError, match=r"loss is nan at step \d+; lower learning_rate \(1e\+30\)"):
+    with pytest.raises(GristmillError, match=r"step \d+: .*nan; its \d+ documents begin with .*lower learning_rate \(1e\+30\)"):
         world.store.build(request)
     assert not world.store.find("general_checkpoint", request.fingerprint())
 
@@ -262,10 +213,11 @@ def test_probes_read_each_domain_in_the_same_order(world: World, base: Manifest)
         state = Run(
             request.settings, mixed_shares(role_shares(world.selection), ratio), world.selection, world.shards, world.tokenizer, base
         )
-        mine = read.setdefault(ratio, {domain: [] for domain in state.domains})
+        order = state.order
+        mine = read.setdefault(ratio, {domain: [] for domain in order.domains})
         for step in range(state.num_steps):
-            for row, domain in zip(state.batch(step), state.assignment[step * BATCH :], strict=False):
-                mine[state.domains[domain]].append(row.numpy().tobytes())
+            for row, domain in zip(state.batch(step).inputs_BT, order.assignment[step * BATCH :], strict=False):
+                mine[order.domains[domain]].append(row.numpy().tobytes())
         assert len(mine["legal"]) == pytest.approx(ratio * 80, abs=1)
     for domain in ("wiki", "book", "legal"):
         one, other = read[0.25][domain], read[0.75][domain]
