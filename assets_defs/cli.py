@@ -1,6 +1,6 @@
 """The command `gristmill`: what the UI does not do.
 
-gristmill run [--recipe NAME]    drive the whole graph in order and print the results
+gristmill run [--recipe NAME]    drive the whole graph in order and print the results; --dry-run: what training would take
 gristmill ui                     Dagster and MLflow on 127.0.0.1
 gristmill recipes                list and check the recipes
 gristmill export ASSET PARTITION DIRECTORY
@@ -37,8 +37,18 @@ RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A file in recip
 
 
 @app.command()
-def run(recipe: RecipeName = "code-critical") -> None:
+def run(
+    recipe: RecipeName = "code-critical",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: print parameters, memory, tokens, epochs per domain and estimated time.")
+    ] = False,
+) -> None:
     """Materialize the whole graph for one recipe, stage by stage, and print the results."""
+    if dry_run:
+        from assets_defs.dry_run import show_dry_run
+
+        show_dry_run(_mill(), recipe)
+        return
     from assets_defs.driver import drive
 
     drive(recipe)

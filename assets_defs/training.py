@@ -8,10 +8,11 @@ from assets_defs.resources import Mill
 from pipelines import training
 from pipelines.documents import split_partition
 from pipelines.manifests import Manifest, Member
+from pipelines.plan import located, training_plugins
 from pipelines.recipes import Recipe
 from pipelines.store import Build
 
-PLUGIN_KINDS = ["objectives", "schedules", "optimizers"]
+PLUGIN_KINDS = ["objectives", "schedules", "optimizers", "parameterizations", "teachers"]
 SHARDS = dg.AssetDep("tokenized_shards", partition_mapping=ALL)
 
 
@@ -32,7 +33,7 @@ def general_checkpoint(mill: Mill, partition: str) -> Build:
     resumes to the same bytes.
     """
     recipe = mill.recipe(partition)
-    settings = recipe.general_settings()
+    settings = located(recipe.general_settings(), mill.root)
     return Build(
         asset="general_checkpoint",
         partition=partition,
@@ -44,7 +45,7 @@ def general_checkpoint(mill: Mill, partition: str) -> Build:
             "tokenizer": mill.store.current("tokenizer"),
         },
         audits=training.CHECKPOINT_AUDITS,
-        plugins=training.training_plugins(settings),
+        plugins=training_plugins(settings),
         packages=training.TRAINING_PACKAGES,
         resumable=True,
     )
@@ -72,7 +73,7 @@ def mixture_probe(mill: Mill, partition: str) -> Build:
     """
     name, probe = split_partition(partition)
     recipe = mill.recipe(name)
-    settings = recipe.probe_settings(probe)
+    settings = located(recipe.probe_settings(probe), mill.root)
     return Build(
         asset="mixture_probe",
         partition=partition,
@@ -86,7 +87,7 @@ def mixture_probe(mill: Mill, partition: str) -> Build:
             "tokenizer": mill.store.current("tokenizer"),
         },
         audits=training.PROBE_AUDITS,
-        plugins=training.training_plugins(settings),
+        plugins=training_plugins(settings),
         packages=training.TRAINING_PACKAGES,
     )
 
@@ -108,7 +109,7 @@ def pretrained_checkpoint(mill: Mill, partition: str) -> Build:
     opens its path with nothing of this project installed. A killed run resumes to the same bytes.
     """
     recipe = mill.recipe(partition)
-    settings = recipe.pretraining_settings()
+    settings = located(recipe.pretraining_settings(), mill.root)
     return Build(
         asset="pretrained_checkpoint",
         partition=partition,
@@ -122,7 +123,7 @@ def pretrained_checkpoint(mill: Mill, partition: str) -> Build:
             "tokenizer": mill.store.current("tokenizer"),
         },
         audits=training.CHECKPOINT_AUDITS,
-        plugins=training.training_plugins(settings),
+        plugins=training_plugins(settings),
         packages=training.TRAINING_PACKAGES,
         resumable=True,
     )

@@ -72,11 +72,16 @@ def read_recipe(path: Path, project: Project) -> Recipe:
     phases = (recipe.general, recipe.mixture.phase, *recipe.pretraining)
     wanted = [("set_functions", recipe.selection.function, recipe.selection.settings)]
     wanted += [("optimizers", recipe.training.optimizer, recipe.training.optimizer_settings)]
-    wanted += [("objectives", phase.objective, {}) for phase in phases]
-    wanted += [("schedules", phase.schedule, phase.schedule_settings) for phase in phases]
+    wanted += [named for phase in phases for named in phase.named()]
     wanted += [("mixing_laws", name, {}) for name in (recipe.mixture.estimate.law, recipe.mixture.estimate.cross_check)]
     wanted += [("evaluators", recipe.evaluation.evaluator, recipe.evaluation.evaluator_settings)]
     problems += _plugin_problems(where, wanted)
+    problems += [
+        f"{where}: mixture of a phase: unknown domain {domain!r}{suggestion(domain, recipe.domains)}"
+        for phase in phases
+        for domain in phase.mixture or {}
+        if domain not in recipe.domains
+    ]
     problems += [f"{where}: mixture.ratios: {r} is not in [0, 1]" for r in recipe.mixture.ratios if not 0 <= r <= 1]
     problems += [
         f"{where}: mixture.ratios: {r} has more than the two decimals that name a probe" for r in recipe.mixture.ratios if round(r, 2) != r

@@ -27,10 +27,11 @@ from pipelines.filtering import ScoreSettings
 from pipelines.filters import FittedFilter
 from pipelines.manifests import Json
 from pipelines.mixture import MixtureSettings, RatioSettings
+from pipelines.models import ModelSettings
+from pipelines.plan import Phase, RunSettings, SampleSettings, TrainingSettings, ValidationSettings
 from pipelines.plugins import Settings
 from pipelines.selection import Budget, SelectionSettings
 from pipelines.tokenization import PassageSettings, TokenizerSettings
-from pipelines.trainer import ModelSettings, Phase, TrainingSettings
 from pipelines.training import GeneralSettings, ProbeSettings
 
 Role = Literal["general", "target", "evaluation"]
@@ -203,23 +204,13 @@ class Selection(Settings):
     """Of the random baseline and of random set functions."""
 
 
-class Training(Settings):
+class Training(RunSettings):
     """What all runs of the recipe share."""
 
-    sequence_length: int = 128
-    """Positions per window."""
-    batch_sequences: int = 16
-    """Windows per step."""
-    optimizer: str = "adamw"
-    """A plugin of `optimizers/`."""
-    optimizer_settings: dict[str, Json] = Field(default_factory=dict)
-    """Settings of the optimizer."""
-    threads: int = 2
+    threads: int = Field(default=2, ge=1)
     """Torch threads of a checkpoint's run; probes use one each and run side by side."""
     compile: Literal["auto", "on", "off"] = "auto"
     """`auto` compiles where a C++ compiler is installed and the run is long enough to repay it."""
-    seed: int = 0
-    """Of weights and data order."""
 
 
 class Mixture(Settings):
@@ -347,9 +338,14 @@ class Recipe(Settings):
         if probe not in self.probes:
             raise UnknownName("probe", probe, self.probes)
         ratio, seed = probe[1:].split("-s")
-        run = self._run((self.mixture.phase,), threads=1) | {"seed": int(seed)}
+        quiet = {"validation": ValidationSettings(), "samples": SampleSettings(max_new_tokens=0), "processes": 1}
+        run = self._run((self.mixture.phase,), threads=1) | quiet | {"seed": int(seed)}
         return ProbeSettings(
-            phases=(self.mixture.phase,), ratio=float(ratio), measure_at=self.mixture.measure_at, windows=dict(self.mixture.windows), **run
+            phases=(self.mixture.phase,),
+            ratio=float(ratio),
+            measure_at=self.mixture.measure_at,
+            windows=dict(self.mixture.windows),
+            **run,
         )
 
     def pretraining_settings(self) -> TrainingSettings:
@@ -365,8 +361,8 @@ class Recipe(Settings):
         """Return what is measured at the end."""
         return EvaluationSettings(roles=dict(self.role_of), threads=self.training.threads, **self.evaluation.model_dump())
 
-    def _run(self, phases: tuple[Phase, ...], threads: int) -> dict[str, Json]:
-        shared = self.training.model_dump(exclude={"threads", "compile"})
+    def _run(self, phases: tuple[Phase, ...], threads: int) -> dict[str, object]:
+        shared = {name: getattr(self.training, name) for name in RunSettings.model_fields}
         return {**shared, "threads": threads, "compile": self._compiles(phases)}
 
     def _compiles(self, phases: tuple[Phase, ...]) -> bool:

@@ -187,14 +187,17 @@ def _milliseconds(started: Json) -> int:
 
 
 def _curves(manifest: Manifest, timestamp: int) -> Iterator[object]:
-    """Yield the metrics of a training run over tokens."""
+    """Yield the metrics of a training run over tokens: its loss, in all and by domain, and the losses on documents set aside."""
     from mlflow.entities import Metric
 
-    path = manifest.directory / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        record = json.loads(line)
-        for key in ("loss", "learning_rate", "gradient_norm"):
-            yield Metric(f"train_{key}", record[key], timestamp, record["tokens"])
+    for prefix, name in (("train", "metrics.jsonl"), ("validation", "validation.jsonl")):
+        path = manifest.directory / name
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            record = json.loads(line)
+            values = {key: record[key] for key in ("loss", "learning_rate", "gradient_norm") if key in record}
+            values |= {f"loss/{domain}": loss for domain, loss in record.get("domains", {}).items()}
+            for key, value in values.items():
+                yield Metric(_key(f"{prefix}_{key}"), value, timestamp, record["tokens"])
 
 
 def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, str]:
