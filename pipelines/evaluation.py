@@ -17,6 +17,7 @@ from pydantic import Field
 
 from pipelines import plugins
 from pipelines.documents import write_table
+from pipelines.encoders import special_tokens
 from pipelines.errors import EmptyInput
 from pipelines.evaluators import Evaluator
 from pipelines.manifests import Check, Json, Manifest, Outcome
@@ -96,7 +97,7 @@ def _score(settings: EvaluationSettings, checkpoint: Manifest, held: dict[str, H
     set_up_torch(settings.threads)
     model = load_checkpoint(checkpoint.directory).eval()
     evaluator: Evaluator = plugins.build("evaluators", settings.evaluator, settings.evaluator_settings)  # type: ignore[assignment]
-    return evaluator.score(model, held, model.config.eos_token_id)
+    return evaluator.score(model, held, special_tokens(tokenizer.directory))
 
 
 def _of_domains(table: pa.Table, domains: list[str]) -> pa.Table:

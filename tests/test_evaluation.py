@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_world import BATCH, ROLES, SEQUENCE_LENGTH, World, mixture_of, publish
 
+from pipelines.batch import SpecialTokens
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.evaluation import EVALUATION_AUDITS, EvaluationSettings, _compare, evaluate, losses_finite, target_improved
 from pipelines.evaluators.held_out_loss import HeldOutLoss, _windows
+from pipelines.evaluators.masked_loss import MaskedLoss
 from pipelines.manifests import Manifest, Outcome
 from pipelines.shards import HeldOutDocuments, held_out_documents
 from pipelines.store import Build, Store
@@ -80,10 +82,36 @@ def test_document_losses_are_those_of_a_loop_over_tokens(base: Manifest) -> None
     """Shorter than a window, exactly one, one token more, and several; empty but for its end of text."""
     model, held = opened(base), documents_of([0, 5, 31, 32, 33, 100])
     for batch_windows in (1, 3, 64):
-        table = HeldOutLoss(batch_windows=batch_windows).score(model, {"wiki": held}, END)
+        table = HeldOutLoss(batch_windows=batch_windows).score(model, {"wiki": held}, SpecialTokens(END, None, 512))
         expected = [token_by_token(model, tokens.tolist(), SEQUENCE_LENGTH) for tokens in held.tokens]
         assert table["nll"].to_pylist() == pytest.approx(expected, rel=1e-5)
         assert table["tokens"].to_pylist() == [1, 6, 32, 33, 34, 101]
+
+
+def test_masked_losses_are_those_of_a_loop_over_tokens(base: Manifest) -> None:
+    """With as many passes as positions each token is hidden alone: the pseudo-log-likelihood, one forward pass a token."""
+    model, held, mask = opened(base), documents_of([0, 5, 31, 33]), 7
+    model.config.is_causal = False
+    expected = []
+    for tokens in held.tokens:
+        total = 0.0
+        for start in range(0, len(tokens), SEQUENCE_LENGTH):
+            window = torch.from_numpy(tokens[start : start + SEQUENCE_LENGTH].astype(np.int64))
+            for place in range(len(window)):
+                hidden = window.clone()
+                hidden[place] = mask
+                with torch.no_grad():
+                    logits = model(hidden[None]).logits[0, place].double()
+                total -= torch.log_softmax(logits, 0)[window[place]].item()
+        expected.append(total)
+    for batch_windows in (1, 64):
+        evaluator = MaskedLoss(passes=SEQUENCE_LENGTH, batch_windows=batch_windows)
+        table = evaluator.score(model, {"wiki": held}, SpecialTokens(END, mask, 512))
+        assert table["nll"].to_pylist() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(GristmillError, match="sees both sides; set evaluator: masked_loss"):
+        HeldOutLoss().score(model, {"wiki": held}, SpecialTokens(END, mask, 512))
+    with pytest.raises(GristmillError, match="masked_loss needs a mask token"):
+        MaskedLoss().score(model, {"wiki": held}, SpecialTokens(END, None, 512))
 
 
 def test_a_real_document_has_that_loss_in_the_artifact(world: World, base: Manifest, evaluation: Manifest) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
+from pipelines.batch import SpecialTokens
 from pipelines.plugins import Plugin
 from pipelines.shards import HeldOutDocuments
 
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 class Evaluator(Plugin):
     """Base of every evaluator."""
 
-    def score(self, model: PreTrainedModel, documents: dict[str, HeldOutDocuments], end_of_text: int) -> pa.Table:
+    def score(self, model: PreTrainedModel, documents: dict[str, HeldOutDocuments], tokens: SpecialTokens) -> pa.Table:
         """Return one row per document: ``id, domain, tokens, bytes, nll`` (negative log-likelihood in nats, summed)."""
         raise NotImplementedError
+
+
+def document_table(domain: str, held: HeldOutDocuments, nll: np.ndarray) -> pa.Table:
+    """Return the rows of the documents of one domain."""
+    lengths = [len(tokens) for tokens in held.tokens]
+    return pa.table({"id": held.ids, "domain": [domain] * len(nll), "tokens": lengths, "bytes": held.bytes, "nll": nll})

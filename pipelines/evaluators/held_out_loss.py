@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pipelines.evaluators import Evaluator
+from pipelines.batch import IGNORED, SpecialTokens
+from pipelines.errors import GristmillError
+from pipelines.evaluators import Evaluator, document_table
+from pipelines.models import sees_both_sides
 from pipelines.progress import Progress
 from pipelines.shards import HeldOutDocuments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-IGNORED = -100
 
 
 class HeldOutLoss(Evaluator):
@@ -27,16 +28,19 @@ class HeldOutLoss(Evaluator):
     batch_windows: int = 16
     """Windows per forward pass."""
 
-    def score(self, model: PreTrainedModel, documents: dict[str, HeldOutDocuments], end_of_text: int) -> pa.Table:
+    def score(self, model: PreTrainedModel, documents: dict[str, HeldOutDocuments], tokens: SpecialTokens) -> pa.Table:
+        if sees_both_sides(model):
+            raise GristmillError(
+                "held_out_loss predicts each token from those before it, and this checkpoint sees both sides; set evaluator: masked_loss"
+            )
         length = model.config.max_position_embeddings
         progress = Progress("held-out loss", sum(d.num_tokens for d in documents.values()), "tokens")
         tables, done = [], 0
         for domain, held in documents.items():
-            nll = self._document_nll(model, held, length, end_of_text)
+            nll = self._document_nll(model, held, length, tokens.end_of_text)
             done += held.num_tokens
             progress.update(done, domain)
-            tokens = [len(t) for t in held.tokens]
-            tables.append(pa.table({"id": held.ids, "domain": [domain] * len(nll), "tokens": tokens, "bytes": held.bytes, "nll": nll}))
+            tables.append(document_table(domain, held, nll))
         return pa.concat_tables(tables)
 
     def _document_nll(self, model: PreTrainedModel, held: HeldOutDocuments, length: int, end_of_text: int) -> np.ndarray:
