@@ -1,17 +1,22 @@
-"""Files: what has to reach the disk before a rename, locks between processes, files by pattern and by hash of their content."""
+"""Files: what has to reach the disk before a rename, locks between processes, files by pattern and by hash of their content; full disks."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from pipelines.errors import GristmillError
 from pipelines.manifests import sha256_file
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OUT_OF_SPACE_WORDS = re.compile("|".join([*map(os.strerror, OUT_OF_SPACE), r"\d+ requested and \d+ written"]))
 
 
 def sync(path: Path) -> None:
@@ -21,6 +26,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_out_of_space(error: BaseException | None) -> bool:
+    """Return whether `error`, or what it was raised from, says that the disk is full.
+
+    By number, or by words: tokenizers, safetensors, DuckDB and numpy raise errors without one.
+    """
+    while error:
+        if getattr(error, "errno", None) in OUT_OF_SPACE or OUT_OF_SPACE_WORDS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextlib.contextmanager

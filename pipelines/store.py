@@ -12,11 +12,9 @@ Asking again for what is published is a hit and costs one small read.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import platform
-import re
 import resource
 import shutil
 import time
@@ -29,7 +27,7 @@ from urllib.parse import quote, unquote
 
 from pipelines.code_version import code_version, installed_version
 from pipelines.errors import GristmillError, MissingArtifact, OutOfSpace
-from pipelines.files import locked, sync
+from pipelines.files import is_out_of_space, locked, sync
 from pipelines.manifests import (
     MANIFEST_NAME,
     Check,
@@ -49,8 +47,8 @@ Input = "Manifest | Member | Build"
 Step = Callable[..., Outcome]
 Audit = Callable[[Manifest], Check]
 
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-OUT_OF_SPACE_WORDS = re.compile("|".join([*map(os.strerror, OUT_OF_SPACE), r"\d+ requested and \d+ written"]))
+RESUME = "resume"
+"""Where a resumable step puts what it goes on from; the rest of what it wrote it can do without."""
 
 
 class AuditFailed(GristmillError):
@@ -80,7 +78,7 @@ class Build:
     packages: tuple[str, ...] = ()
     """Packages whose version is part of the identity."""
     resumable: bool = False
-    """The step continues from what a killed attempt left in its directory."""
+    """The step continues from what a killed attempt left in its directory; after a full disk, from its folder `resume` alone."""
 
     @property
     def label(self) -> str:
@@ -159,7 +157,7 @@ class Store:
 
         Raises:
             AuditFailed: a blocking audit failed; the attempt lies under ``rejected/``.
-            OutOfSpace: the disk is full; nothing is published and what was written is removed.
+            OutOfSpace: the disk is full; nothing is published and what was written is removed, but for resume points.
         """
         started = time.perf_counter()
         address = request.fingerprint()
@@ -202,8 +200,8 @@ class Store:
                 raise AuditFailed(self._reject(manifest, staging, address))
             return self._publish(manifest, staging, address)
         except Exception as error:
-            if _is_out_of_space(error):
-                shutil.rmtree(staging, ignore_errors=True)
+            if is_out_of_space(error):
+                _clear(staging, kept=RESUME if request.resumable else None)
             raise
 
     def _draft(self, request: Build, address: str, staging: Path, outcome: Outcome, started: datetime, seconds: float) -> Manifest:
@@ -262,7 +260,7 @@ class Store:
         try:
             yield
         except Exception as error:
-            if not _is_out_of_space(error):
+            if not is_out_of_space(error):
                 raise
             free = shutil.disk_usage(self.root).free / 1e6
             raise OutOfSpace(
@@ -282,18 +280,6 @@ def is_blocking(audit: Audit) -> bool:
     return getattr(audit, "blocking", True)
 
 
-def _is_out_of_space(error: BaseException | None) -> bool:
-    """Return whether `error`, or what it was raised from, says that the disk is full.
-
-    By number, or by words: tokenizers, safetensors, DuckDB and numpy raise errors without one.
-    """
-    while error:
-        if getattr(error, "errno", None) in OUT_OF_SPACE or OUT_OF_SPACE_WORDS.search(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def audit_name(audit: Audit) -> str:
     """Return the name of the check that `audit` makes: the function's, or the `check_name` of a class."""
     return getattr(audit, "check_name", None) or audit.__name__
@@ -301,6 +287,15 @@ def audit_name(audit: Audit) -> str:
 
 def _audited(audit: Audit, manifest: Manifest) -> Check:
     return audit(manifest).model_copy(update={"name": audit_name(audit), "blocking": is_blocking(audit)})
+
+
+def _clear(staging: Path, *, kept: str | None) -> None:
+    """Remove what is in `staging` but for the folder `kept`; where there is none, remove it whole."""
+    for path in staging.iterdir() if staging.is_dir() else ():
+        if path.name != kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with contextlib.suppress(OSError):
+        staging.rmdir()
 
 
 def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:

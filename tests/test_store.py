@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,19 @@ def fail_without_gate(settings: WordSettings, out: Path) -> Outcome:
     if not Path(settings.gate).exists():
         raise KeyError("no gate")
     return Outcome(counts={"files_at_start": len(list(out.iterdir())) - 1})
+
+
+def resume_when_there_is_room(settings: BulkSettings, out: Path) -> Outcome:
+    """Go on from the folder `resume`; write what goes there first, then something else, then what may not fit."""
+    started = list(out.rglob("*.txt"))
+    (out / "resume" / "step-1").mkdir(parents=True, exist_ok=True)
+    (out / "resume" / "step-1" / "state.txt").write_text("one", encoding="utf-8")
+    (out / "records.txt").write_text("one", encoding="utf-8")
+    (out / "kept").mkdir(exist_ok=True)
+    (out / "kept" / "weights.txt").write_text("one", encoding="utf-8")
+    WRITERS[settings.by](np.zeros(settings.bytes, dtype=np.uint8), out)
+    shutil.rmtree(out / "resume")
+    return Outcome(details={"started": sorted(path.relative_to(out).as_posix() for path in started)})
 
 
 def not_a_number(settings: WordSettings, out: Path) -> Outcome:
@@ -384,6 +398,23 @@ def test_a_full_disk_ends_in_one_message_whatever_library_wrote(small_disk: Path
     assert "\n" not in str(caught.value)
     assert published(store) == [] and not any((store.root / "staging").iterdir())
     assert not store.build(words()).hit  # what was written is removed, so there is room again
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_full_disk_leaves_resume_points_and_nothing_else(small_disk: Path, resumable: bool) -> None:
+    store, ballast = Store(small_disk), small_disk / "ballast"
+    ballast.write_bytes(bytes(800_000))
+    settings = BulkSettings(by="python", bytes=400_000)
+    request = Build(asset="bulk", step=resume_when_there_is_room, settings=settings, resumable=resumable)
+    with pytest.raises(OutOfSpace):
+        store.build(request)
+    left = [path.relative_to(store.root / "staging").as_posix() for path in (store.root / "staging").rglob("*") if path.is_file()]
+    expected = ["resume/step-1/state.txt"] if resumable else []
+    assert left == [f"bulk-{request.fingerprint()}/{name}" for name in expected]
+    ballast.unlink()
+    made = store.build(request).manifest
+    assert made.outcome.details == {"started": expected}
+    assert [entry.path for entry in made.files] == ["data.bin", "kept/weights.txt", "records.txt"]
 
 
 @pytest.mark.parametrize("pages_left", range(7))
