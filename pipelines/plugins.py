@@ -27,6 +27,8 @@ KINDS = (
     "objectives",
     "schedules",
     "optimizers",
+    "parameterizations",
+    "teachers",
     "evaluators",
 )
 """The extension folders."""

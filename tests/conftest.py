@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,3 +60,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def base(world: World) -> Manifest:
     """The general checkpoint of `world`."""
     return world.store.build(world.general()).manifest
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: models as small as those of the tests are slower with several."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
