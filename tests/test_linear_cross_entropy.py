@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from pipelines.linear_cross_entropy import MIN_POSITIONS, SoftTargets, chunk_positions, linear_cross_entropy
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VOCABULARY = 60
 CHUNK = chunk_positions(2**14)
 

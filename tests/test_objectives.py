@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -19,20 +19,13 @@ from pipelines.objectives import Objective, documents_of
 from pipelines.objectives.causal import Causal
 from pipelines.objectives.masked import Masked
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 END, MASK, VOCABULARY, LENGTH = 0, 1, 80, 24
 TOKENS = SpecialTokens(end_of_text=END, mask=MASK, vocabulary_size=VOCABULARY)
 ARCHITECTURES = ("llama", "gpt2", "bert", "modernbert")
 EVERY = [(objective, architecture) for objective in ("causal", "masked") for architecture in ARCHITECTURES]
 MASKED_EVERYWHERE = {"mask_share": 1.0, "random_share": 0.0, "keep_share": 0.0}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower with several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def model_of(architecture: str):

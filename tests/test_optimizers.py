@@ -14,6 +14,8 @@ from pipelines.optimizers._muon import COEFFICIENTS, orthogonalize
 from pipelines.optimizers.adamw import AdamW
 from pipelines.optimizers.muon import Muon, hidden_matrices
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENS = SpecialTokens(end_of_text=0, mask=1, vocabulary_size=60)
 ARCHITECTURES = ("llama", "gpt2", "bert", "modernbert")
 
