@@ -74,7 +74,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(kind: str, name: str, near
 
 
 def test_a_name_that_is_near_to_nothing_lists_what_there_is() -> None:
-    with pytest.raises(UnknownName, match=r"'zzz'; known: constant, cosine, linear, wsd"):
+    with pytest.raises(UnknownName, match=r"'zzz'; known: constant, cosine, infinite, linear, wsd"):
         plugins.load("schedules", "zzz")
     with pytest.raises(UnknownName, match="unknown extension folder 'filter'; did you mean 'filters'"):
         plugins.names("filter")
