@@ -10,9 +10,10 @@ import torch
 
 from pipelines.batch import SpecialTokens
 from pipelines.models import ModelSettings, new_model
+from pipelines.optimizers import hidden_matrices
 from pipelines.optimizers._muon import COEFFICIENTS, orthogonalize
 from pipelines.optimizers.adamw import AdamW
-from pipelines.optimizers.muon import Muon, hidden_matrices
+from pipelines.optimizers.muon import Muon
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,7 +98,7 @@ def test_hidden_matrices_follow_torchs_muon_as_near_as_bfloat16_allows() -> None
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_rest_moves_by_torchs_adamw(architecture: str) -> None:
     model, twin = model_of(architecture), model_of(architecture)
-    mine = Muon(adamw_rate=3.0, betas=(0.8, 0.99), weight_decay=0.3).build(model, 0.01)
+    mine = Muon(rest_rate=3.0, betas=(0.8, 0.99), weight_decay=0.3).build(model, 0.01)
     rest = [p for p in twin.parameters() if not any(p is matrix for matrix in hidden_matrices(twin))]
     decayed = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.3},
@@ -157,11 +158,11 @@ def test_state_is_tensors_by_parameter_and_can_be_carried_over() -> None:
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("settings", [AdamW(), Muon(adamw_rate=2.0)])
+@pytest.mark.parametrize("settings", [AdamW(), AdamW(rest_rate=2.0), Muon(rest_rate=2.0)])
 def test_every_group_carries_the_rate_that_a_schedule_multiplies(settings: AdamW | Muon) -> None:
     groups = settings.build(model_of("bert"), 0.04).param_groups
     assert [group["initial_lr"] for group in groups] == [group["lr"] for group in groups]
-    assert {group["initial_lr"] for group in groups} == ({0.04} if isinstance(settings, AdamW) else {0.04, 0.08})
+    assert {group["initial_lr"] for group in groups} == {0.04, 0.04 * settings.rest_rate}
 
 
 def test_a_parameter_without_gradient_stays() -> None:

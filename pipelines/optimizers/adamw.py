@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines.optimizers import Optimizer
+from pydantic import Field
+
+from pipelines.optimizers import Optimizer, hidden_matrices
 
 if TYPE_CHECKING:
     import torch
@@ -15,17 +17,21 @@ class AdamW(Optimizer):
 
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moment."""
-    eps: float = 1e-8
+    eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
-    weight_decay: float = 0.1
+    weight_decay: float = Field(default=0.1, ge=0)
     """Applied to parameters of two or more dimensions."""
+    rest_rate: float = Field(default=1.0, gt=0)
+    """Factor on the learning rate of everything but the matrices inside the layers: embeddings, head, norms and biases."""
 
     def build(self, model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         import torch
 
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": self.weight_decay, "initial_lr": learning_rate},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0, "initial_lr": learning_rate},
-        ]
+        hidden = {id(p) for p in hidden_matrices(model)}
+        parts: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                rate = learning_rate * (1.0 if id(parameter) in hidden else self.rest_rate)
+                parts.setdefault((self.weight_decay if parameter.dim() >= 2 else 0.0, rate), []).append(parameter)
+        groups = [{"params": held, "weight_decay": decay, "lr": rate, "initial_lr": rate} for (decay, rate), held in parts.items()]
         return torch.optim.AdamW(groups, lr=learning_rate, betas=self.betas, eps=self.eps, fused=True)

@@ -12,12 +12,11 @@ bfloat16 products take twice the time, and same-shaped matrices at once on GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pipelines.optimizers import Optimizer
+from pipelines.optimizers import Optimizer, hidden_matrices
 from pipelines.optimizers._muon import muon_class
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ class Muon(Optimizer):
     """Newton-Schulz iterations that orthogonalise."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled; applied to parameters of two or more dimensions."""
-    adamw_rate: float = Field(default=1.0, gt=0)
-    """Factor on the learning rate of what AdamW moves."""
+    rest_rate: float = Field(default=1.0, gt=0)
+    """Factor on the learning rate of what AdamW moves: embeddings, head, norms and biases."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of AdamW's moments."""
     eps: float = Field(default=1e-8, gt=0)
@@ -46,7 +45,7 @@ class Muon(Optimizer):
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         hidden = {id(p) for p in hidden_matrices(model)}
         rest = [p for p in trained.values() if id(p) not in hidden]
-        adamw = {"orthogonal": False, "initial_lr": learning_rate * self.adamw_rate, "lr": learning_rate * self.adamw_rate}
+        adamw = {"orthogonal": False, "initial_lr": learning_rate * self.rest_rate, "lr": learning_rate * self.rest_rate}
         groups = [
             {
                 **{"params": [p for p in trained.values() if id(p) in hidden], "weight_decay": self.weight_decay},
@@ -57,14 +56,3 @@ class Muon(Optimizer):
         ]
         shared = {"momentum": self.momentum, "nesterov": self.nesterov, "ns_steps": self.ns_steps, "betas": self.betas, "eps": self.eps}
         return muon_class()([group for group in groups if group["params"]], shared)
-
-
-def hidden_matrices(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
-    """Yield the matrices inside the lists of layers of `model`; what stands outside of them are embeddings, heads and last norms."""
-    import torch
-
-    for layers in model.modules():
-        if isinstance(layers, torch.nn.ModuleList):
-            for module in layers.modules():
-                if not isinstance(module, torch.nn.Embedding):
-                    yield from (p for p in module.parameters(recurse=False) if p.dim() == 2)
