@@ -43,6 +43,7 @@ def show_dry_run(mill: Mill, name: str) -> None:
     columns = {"general checkpoint": first, f"probe (one of {len(recipe.probes)})": third, "pretrained checkpoint": second}
     console.print(_sizes(columns))
     console.print(_epochs(columns))
+    console.print(f"The peak is {second['peak']}; memory is that of the whole process on a CPU.")
     if note:
         console.print(note)
 
@@ -65,9 +66,10 @@ def _sizes(columns: Mapping[str, Mapping[str, Json]]) -> Table:
         "tokens": lambda d: f"{d['tokens']:,} in {d['steps']:,} steps of {d['tokens_per_step']:,}",
         "phases": lambda d: ", ".join(f"{p['objective']} {p['tokens']:,}" for p in d["phases"]),
         "device, precision": lambda d: f"{d['device']}, {d['precision']}",
-        "memory": lambda d: f"{d['memory_bytes'] / 1e6:,.0f} MB of the process",
-        "speed": lambda d: f"{d['tokens_per_second']:,.0f} tokens/s, {d['model_flops_utilisation']:.0%} of {d['peak']}",
-        "work": lambda d: f"{d['flops']:.3g} floating-point operations",
+        "memory": lambda d: f"{d['memory_bytes'] / 1e6:,.0f} MB",
+        "tokens per second": lambda d: f"{d['tokens_per_second']:,.0f}",
+        "of the peak": lambda d: f"{d['model_flops_utilisation']:.0%}",
+        "operations": lambda d: f"{d['flops']:.3g}",
         "estimated time": lambda d: _duration(d["estimated_seconds"]),
     }
     table = Table("", *columns, title="What training would take")
