@@ -89,13 +89,15 @@ def _function() -> type[torch.autograd.Function]:
             grad_weight = torch.zeros_like(weight_VD, dtype=wide) if any(wanted) else None
             grad_bias = torch.zeros_like(bias_V, dtype=wide) if any(wanted) and bias_V is not None else None
             losses_N = torch.empty(len(targets_N), dtype=wide, device=hidden_ND.device)
-            soft = losses_N.new_zeros(())
-            for chunk in _chunks(len(targets_N), chunk_positions(len(weight_VD), hidden_ND.device.type)):
+            soft, size = losses_N.new_zeros(()), chunk_positions(len(weight_VD), hidden_ND.device.type)
+            room = torch.empty((min(size, len(targets_N)), len(weight_VD)), dtype=wide, device=hidden_ND.device)
+            for chunk in _chunks(len(targets_N), size):
                 hidden, targets = hidden_ND[chunk].to(dtype), targets_N[chunk, None]
-                logits = head.logits(hidden)
+                logits = head.logits(hidden, room[: len(hidden)])
                 guide, kept = None, 1.0
                 if teacher is not None:
-                    divergence, guide = _soft(logits, guide_head.logits(teacher.hidden_ND[chunk].to(dtype)), teacher, gradient=any(wanted))
+                    theirs = guide_head.logits(teacher.hidden_ND[chunk].to(dtype), torch.empty_like(logits))
+                    divergence, guide = _soft(logits, theirs, teacher, gradient=any(wanted))
                     soft, kept = soft + divergence, 1.0 - teacher.weight
                 torch.log_softmax(logits, 1, out=logits)
                 losses_N[chunk] = logits.gather(1, targets).squeeze(1).neg_()
@@ -108,7 +110,10 @@ def _function() -> type[torch.autograd.Function]:
                 if grad_bias is not None:
                     grad_bias += slope.sum(dim=0)
                 slope = slope.to(dtype)
-                grad_hidden[chunk] = slope @ head.weight_VD
+                if grad_hidden.dtype == dtype:
+                    torch.mm(slope, head.weight_VD, out=grad_hidden[chunk])
+                else:
+                    grad_hidden[chunk] = slope @ head.weight_VD
                 _accumulate(grad_weight, slope.T, hidden)
             ctx.gradients = (grad_hidden, grad_weight, grad_bias)
             ctx.mark_non_differentiable(losses_N)
@@ -136,18 +141,17 @@ class _Head:
 
         return cls(weight_VD.to(dtype), None if bias_V is None else bias_V.to(torch.promote_types(dtype, torch.float32)))
 
-    def logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits (float64 of float64), shape (C, V)."""
+    def logits(self, hidden_CD: torch.Tensor, room_CV: torch.Tensor) -> torch.Tensor:
+        """Return logits in `room_CV`: float32, or float64 of float64. Memory that is used again stays in the cache."""
         import torch
 
-        wide = torch.promote_types(hidden_CD.dtype, torch.float32)
-        if wide == hidden_CD.dtype:
-            logits = hidden_CD @ self.weight_VD.T
+        if room_CV.dtype == hidden_CD.dtype:
+            torch.mm(hidden_CD, self.weight_VD.T, out=room_CV)
         elif hidden_CD.is_cuda:
-            logits = torch.mm(hidden_CD, self.weight_VD.T, out_dtype=wide)
+            torch.mm(hidden_CD, self.weight_VD.T, out_dtype=room_CV.dtype, out=room_CV)
         else:
-            logits = (hidden_CD @ self.weight_VD.T).to(wide)
-        return logits if self.bias_V is None else logits.add_(self.bias_V)
+            room_CV.copy_(hidden_CD @ self.weight_VD.T)
+        return room_CV if self.bias_V is None else room_CV.add_(self.bias_V)
 
 
 def _chunks(length: int, size: int) -> Iterator[slice]:
