@@ -18,8 +18,16 @@ from pipelines.store import Build
 def tokenizer(mill: Mill, partition: None) -> Build:
     """A byte-level BPE, trained on the training split of the pinned sample (`fit_on` in project.yaml), an equal part per domain.
 
-    Input: cleaned_corpus and the split of the pinned snapshots; a new snapshot retrains nothing.
+    Input: cleaned_corpus and the split of the pinned snapshots; a new snapshot retrains nothing. Where project.yaml brings a
+    tokenizer, its files instead.
     """
+    if mill.project.tokenizer.brought:
+        return Build(
+            asset="tokenizer",
+            step=tokenization.import_tokenizer,
+            settings=tokenization.located(mill.project.tokenizer, mill.root),
+            packages=tokenization.TOKENIZATION_PACKAGES,
+        )
     sample = mill.fit_sample()
     return Build(
         asset="tokenizer",

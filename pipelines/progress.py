@@ -47,3 +47,8 @@ def report_line(line: str) -> None:
     """Print `line` to standard error while GRISTMILL_PROGRESS is set."""
     if os.environ.get("GRISTMILL_PROGRESS"):
         print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def warn(line: str) -> None:
+    """Print `line` to standard error: what a person should know and no error says."""
+    print(line, file=sys.stderr, flush=True)

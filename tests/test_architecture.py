@@ -42,19 +42,37 @@ LAYERS = {
     "steps": STEPS,
     "parts": (
         *("deduplication_audits", "duplicate_index", "folding", "minhash_kernels", "register_kernel"),
-        *("checkpoints", "duplicate_register", "explanation", "filter_tables", "minhash", "models", "ngrams", "pages", "report_sections"),
-        *("shards", "trainer"),
+        *("checkpoints", "duplicate_register", "explanation", "filter_tables", "minhash", "ngrams", "pages", "report_sections"),
+        *(
+            "data_order",
+            "distributed",
+            "draws",
+            "encoders",
+            "generation",
+            "guards",
+            "model_state",
+            "plan",
+            "run_records",
+            "run_summary",
+            "run_watch",
+            "shards",
+        ),
+        *("odd_texts", "throughput", "token_bytes", "trainer", "vocabulary"),
     ),
     "plugins": plugins.KINDS,
     "store": ("store", "tracking"),
     "shared": (
+        "batch",
         "code_version",
         "documents",
         "engine",
         "errors",
         "files",
         "intervals",
+        "linear_cross_entropy",
         "manifests",
+        "model_files",
+        "models",
         "native",
         "personal_data",
         "plots",
@@ -68,6 +86,7 @@ LAYERS = {
 ALSO = {
     ("evaluators", "shards"),  # an evaluator reads held-out documents as the shards lay them out
     ("sources", "token_formats"),  # token files of other trainers are decoded to text
+    ("objectives", "teachers"),  # a teacher in memory gives the soft targets of a loss
     ("set_functions", "embedders"),  # the integer grid of the embeddings
 }
 SIDEWAYS = {"recipes", "parts", "store", "shared"}

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_world import World, build_world, fit, publish, sample_texts, shard
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from pipelines.documents import passages
-from pipelines.errors import EmptyInput
+from pipelines.encoders import Encoder, load_tokenizer, open_encoder, special_tokens
+from pipelines.errors import EmptyInput, GristmillError
 from pipelines.manifests import Manifest, Member
 from pipelines.shards import TokenShard, token_dtype
-from pipelines.store import AuditFailed, Store
+from pipelines.store import AuditFailed, Build, Store
 from pipelines.tokenization import (
     END_OF_TEXT,
+    MASK,
     TOKENIZATION_AUDITS,
     DecodesBack,
+    TokenizerSettings,
     documents_conserved,
-    load_tokenizer,
+    import_tokenizer,
+    located,
     passage_tokens,
     passages_within_documents,
     tokenize_documents,
 )
+from pipelines.vocabulary import by_domain, num_words
 
 AWKWARD = [
     "one\r\ntwo\r\n\r\nthree\n",
@@ -55,6 +64,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def tokenizer(world: World) -> Tokenizer:
     return load_tokenizer(world.tokenizer.directory)
+
+
+@pytest.fixture(scope="module")
+def encoder(world: World) -> Encoder:
+    return open_encoder(world.tokenizer.directory)
 
 
 def texts_of(cleaned: Manifest) -> list[str]:
@@ -106,23 +120,27 @@ def test_any_text_decodes_to_itself(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(ids, skip_special_tokens=False).encode() == text.encode()
 
 
+CHARACTERS = st.sampled_from("ab \n👩‍👧é漢\u0301\r\x00🇨🇿") | st.characters(exclude_categories=["Cs"])
+TEXTS = st.lists(st.text(CHARACTERS, max_size=120), max_size=5)
+
+
 @settings(max_examples=300, deadline=None)
-@given(
-    text=st.text(st.sampled_from("ab \n👩‍👧é漢\u0301\r\x00🇨🇿") | st.characters(exclude_categories=["Cs"]), max_size=200),
-    max_characters=st.integers(1, 40),
-)
-def test_the_tokens_of_the_passages_partition_the_document(tokenizer: Tokenizer, text: str, max_characters: int) -> None:
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    spans = list(passage_tokens(text, encoding.offsets, max_characters))
-    cuts = passages(text, max_characters)
-    assert [number for number, _, _ in spans] == list(range(len(cuts)))
-    position = 0
-    for _, first, count in spans:
-        assert first == position and count >= 0
-        position += count
-    assert position == len(encoding.ids)
-    for (_, first, count), (start, end) in zip(spans, cuts, strict=True):
-        assert all(start <= encoding.offsets[token][0] < end for token in range(first, first + count))
+@given(texts=TEXTS, max_characters=st.integers(1, 40))
+def test_a_token_belongs_to_the_passage_of_its_first_character(encoder: Encoder, texts: list[str], max_characters: int) -> None:
+    """The passages of a batch, found by the lengths of its tokens, are those that the offsets of `tokenizers` give text by text."""
+    encoded, sizes = encoder.encode(texts), np.array([len(text.encode()) for text in texts], dtype=np.int64)
+    rows = list(zip(*(column.tolist() for column in passage_tokens(texts, sizes, encoded, max_characters)), strict=True))
+    expected = []
+    for owner, text in enumerate(texts):
+        encoding = encoder.tokenizer.encode(text, add_special_tokens=False)
+        starts = [start for start, _ in encoding.offsets]
+        position = int(encoded.bounds[owner])
+        for number, (start, end) in enumerate(passages(text, max_characters)):
+            held = sum(start <= place < end for place in starts)
+            expected.append((owner, number, position, held))
+            position += held
+        assert position == encoded.bounds[owner + 1]
+    assert rows == expected
 
 
 def test_the_passage_index_partitions_every_document(world: World) -> None:
@@ -147,12 +165,11 @@ def test_small_vocabularies_take_two_bytes_and_large_ones_four() -> None:
 
 def test_a_large_vocabulary_is_stored_whole(world: World, tmp_path: Path) -> None:
     """Ids above 65,535 survive: a word-level tokenizer of 70,000 words stands for a large vocabulary."""
-    from tokenizers import models, pre_tokenizers
-
     words = Tokenizer(models.WordLevel({END_OF_TEXT: 0, **{f"w{n}": n for n in range(1, 70_000)}}, unk_token=END_OF_TEXT))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     (tmp_path / "large").mkdir()
     words.save(str(tmp_path / "large" / "tokenizer.json"))
+    (tmp_path / "large" / "tokenizer_config.json").write_text(json.dumps({"eos_token": END_OF_TEXT}))
     large = world.tokenizer.at(tmp_path / "large").model_copy(update={"fingerprint": "f" * 32}).at(tmp_path / "large")
     cleaned = corpus(Store(tmp_path / "store"), "wiki", ["w69999 w1 w65536", "w65535"])
     manifest = Store(tmp_path / "store").build(shard(cleaned, large, audits=TOKENIZATION_AUDITS)).manifest
@@ -164,7 +181,7 @@ def test_a_partition_without_documents_is_an_empty_shard(world: World) -> None:
     cleaned = corpus(world.store, "wiki", [], snapshot="2026-03-01")
     audits = (*TOKENIZATION_AUDITS, DecodesBack(cleaned, world.tokenizer))
     manifest = world.store.build(shard(cleaned, world.tokenizer, audits=audits)).manifest
-    assert manifest.counts == {"documents": 0, "passages": 0, "tokens": 0, "bytes": 0, "characters": 0}
+    assert set(manifest.counts.values()) == {0}
     assert len(TokenShard(manifest).tokens) == 0 and all(check.passed for check in manifest.checks)
 
 
@@ -205,6 +222,143 @@ def test_the_same_input_gives_the_same_bytes(world: World, tmp_path: Path) -> No
     tokenizer = store.build(fit(tuple(world.corpora.values()), world.splits, vocabulary_size=512)).manifest
     assert tokenizer.content_sha256 == world.tokenizer.content_sha256
     assert store.build(shard(world.corpora["book"], tokenizer)).manifest.content_sha256 == world.shards[1].content_sha256
+
+
+# Tokenizers that are brought
+
+
+def brought(directory: Path, tokenizer: Tokenizer, **names: str) -> TokenizerSettings:
+    (directory / "mine").mkdir(parents=True)
+    tokenizer.save(str(directory / "mine" / "tokenizer.json"))
+    (directory / "mine" / "tokenizer_config.json").write_text(json.dumps(names))
+    return located(TokenizerSettings(path="mine"), directory)
+
+
+def import_of(settings: TokenizerSettings) -> Build:
+    return Build(asset="tokenizer", step=import_tokenizer, settings=settings)
+
+
+def wordpiece() -> Tokenizer:
+    special = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]"]
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.train_from_iterator(
+        sample_texts("wiki", 20, 1000), trainers.WordPieceTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    )
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    return made
+
+
+def test_a_wordpiece_tokenizer_is_brought_and_ends_texts_with_its_separator(world: World, store: Store, tmp_path: Path) -> None:
+    names = {"sep_token": "[SEP]", "mask_token": "[MASK]", "pad_token": "[PAD]", "unk_token": "[UNK]", "tokenizer_class": "BertTokenizer"}
+    manifest = store.build(import_of(brought(tmp_path, wordpiece(), **names))).manifest
+    assert manifest.outcome.details == {"end_of_text": "[SEP]", "end_of_text_id": 2, "mask": "[MASK]", "mask_id": 3}
+    cleaned = world.corpora["wiki"]
+    audits = (*TOKENIZATION_AUDITS, DecodesBack(cleaned, manifest))
+    shards = store.build(shard(cleaned, manifest, audits=audits)).manifest
+    assert [check.passed for check in shards.checks] == [True, True, True]
+    assert shards.outcome.details["backend"] == "tokenizers" and "no byte-level" in shards.outcome.details["backend_reason"]
+    reference, opened = load_tokenizer(manifest.directory), TokenShard(shards)
+    for number, text in enumerate(texts_of(cleaned)):
+        encoding = reference.encode(text, add_special_tokens=False)
+        assert opened.document_tokens(number).tolist() == [*encoding.ids, 2]
+        starts = [start for start, _ in encoding.offsets]
+        held = [sum(start <= place < end for place in starts) for start, end in passages(text, 400)]
+        rows = opened.passages.filter(pc.equal(opened.passages["id"], opened.documents["id"][number]))
+        assert rows["length"].to_pylist() == held
+
+    from transformers import AutoTokenizer
+
+    opened_by = AutoTokenizer.from_pretrained(manifest.directory)
+    assert (opened_by.eos_token, opened_by.mask_token_id, opened_by.pad_token) == ("[SEP]", 3, "[PAD]")
+
+
+def test_a_byte_level_tokenizer_comes_back_as_it_was_trained(world: World, store: Store, tmp_path: Path) -> None:
+    """One that was trained here and is brought gives the same shards."""
+    manifest = store.build(import_of(brought(tmp_path, load_tokenizer(world.tokenizer.directory), eos_token=END_OF_TEXT))).manifest
+    shards = store.build(shard(world.corpora["book"], manifest)).manifest
+    assert (shards.directory / "tokens.bin").read_bytes() == (world.shards[1].directory / "tokens.bin").read_bytes()
+
+
+def test_a_brought_tokenizer_is_known_by_its_content_not_its_place(store: Store, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    here, there = (brought(tmp_path / name, tokenizer, eos_token=END_OF_TEXT) for name in ("here", "there"))
+    other = brought(tmp_path / "other", tokenizer, eos_token=END_OF_TEXT, pad_token=MASK)
+    made = [store.build(import_of(settings)).manifest.fingerprint for settings in (here, there, other)]
+    assert made[0] == made[1] != made[2]
+    (tmp_path / "here" / "mine" / "tokenizer.json").write_text("{}")
+    with pytest.raises(GristmillError, match="mine/tokenizer.json was changed while it was read"):
+        import_tokenizer(here, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"path": "a", "hub": "b/c", "revision": "0" * 40}, "both name a tokenizer"),
+        ({"hub": "org/name"}, "hub and revision go together"),
+        ({"hub": "org/name", "revision": "main"}, "40 hexadecimal digits"),
+        ({"path": "a", "vocabulary_size": 9}, "vocabulary_size belong to a tokenizer that is trained"),
+    ],
+)
+def test_settings_that_name_no_one_tokenizer_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TokenizerSettings(**values)
+
+
+@pytest.mark.parametrize(("path", "message"), [("../outside", "leaves the project's directory"), ("none", "no path 'none'")])
+def test_a_path_that_holds_no_tokenizer_is_an_error(tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(GristmillError, match=message):
+        located(TokenizerSettings(path=path), tmp_path)
+
+
+def test_a_tokenizer_that_ends_no_text_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(GristmillError, match="no token to end a document"):
+        import_tokenizer(brought(tmp_path, tokenizer), tmp_path)
+
+
+def test_a_trained_tokenizer_has_a_mask(world: World) -> None:
+    from transformers import AutoTokenizer
+
+    found = special_tokens(world.tokenizer.directory)
+    assert (found.end_of_text, found.mask, found.vocabulary_size) == (0, 1, 512)
+    assert AutoTokenizer.from_pretrained(world.tokenizer.directory).mask_token == MASK
+
+
+# What the tokenizer makes of a domain
+
+
+def test_words_are_what_stands_between_white_space() -> None:
+    texts = ["", "one", " two  words\n", "\t", "naïve 漢字 e\u0301", "a\x0bb\x0cc"]
+    column = pa.array(["left out", *texts, "left out"]).slice(1, len(texts))
+    assert num_words(column) == 0 + 1 + 2 + 0 + 3 + 3
+    assert num_words(pa.array([], pa.string())) == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(st.text(st.sampled_from("a \n漢"), max_size=9), max_size=6))
+def test_words_are_those_of_split(texts: list[str]) -> None:
+    assert num_words(pa.array(texts, pa.string())) == sum(len(text.split()) for text in texts)
+
+
+def test_fertility_is_counted_by_domain(world: World) -> None:
+    """Against counts of the decoded documents, one by one."""
+    rows = {row["domain"]: row for row in by_domain([*world.shards, world.shards[0]])}
+    used = {}
+    for (domain, cleaned), manifest in zip(world.corpora.items(), world.shards, strict=True):
+        opened, texts = TokenShard(manifest), texts_of(cleaned)
+        ids = np.concatenate([opened.document_tokens(number)[:-1] for number in range(len(texts))])
+        used[domain] = set(ids.tolist())
+        assert manifest.counts["words"] == sum(len(text.encode().split()) for text in texts)
+        assert manifest.counts["used_tokens"] == len(used[domain])
+        assert rows[domain]["bytes_per_token"] == pytest.approx(sum(len(text.encode()) for text in texts) / len(ids))
+        assert rows[domain]["tokens_per_word"] == pytest.approx(len(ids) / manifest.counts["words"])
+        assert rows[domain]["vocabulary_share"] == pytest.approx(len(used[domain]) / 512)
+        stored = pq.read_table(manifest.file("vocabulary.parquet"))
+        assert dict(zip(*(stored[name].to_pylist() for name in ("token", "count")), strict=True)) == Counter(ids.tolist())
+    for domain, ids in used.items():
+        assert rows[domain]["own_tokens"] == len(ids - set().union(*(other for name, other in used.items() if name != domain)))
+
+
+# The sample
 
 
 def test_held_out_documents_do_not_reach_the_tokenizer(store: Store, tmp_path: Path) -> None:
