@@ -28,6 +28,7 @@ from pipelines.store import Build
         dg.AssetDep("mixture_probe", partition_mapping=PROBES_TO_RECIPE),
         dg.AssetDep("raw_corpus", partition_mapping=ALL),
         dg.AssetDep("cleaned_corpus", partition_mapping=ALL),
+        dg.AssetDep("tokenized_shards", partition_mapping=ALL),
     ],
     kinds={"html"},
 )
@@ -49,6 +50,7 @@ def report(mill: Mill, partition: str) -> Build:
         inputs={
             "raw": mill.sources("raw_corpus", recipe),
             "cleaned": mill.sources("cleaned_corpus", recipe),
+            "shards": mill.sources("tokenized_shards", recipe),
             "quality": current("quality_filtered_corpus"),
             "toxicity": current("toxicity_filtered_corpus"),
             "sweep": current("threshold_sweep"),

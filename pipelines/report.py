@@ -49,10 +49,11 @@ def write_report(
     evaluation: Manifest,
     sweep: Manifest | None = None,
     decontaminated: Manifest | None = None,
+    shards: tuple[Manifest, ...] = (),
 ) -> Outcome:
     """Write ``report.html``, which fetches nothing and runs no script; a table or plot that a manifest lacks is left out."""
     corpus = (raw, cleaned, quality, toxicity, deduplicated, selection)
-    made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation, sweep, decontaminated)
+    made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation, sweep, decontaminated, shards)
     placed = [(name, f"{place} {heading}", write(made)) for place, (name, heading, write) in enumerate(SECTIONS, 1)]
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in placed)
     head = f"<header>\n<h1>{text(settings.recipe)}</h1>\n{paragraph(settings.description, kind='quiet')}</header>\n"

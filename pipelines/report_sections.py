@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from pipelines import filter_tables
+from pipelines import filter_tables, vocabulary
 from pipelines.documents import split_partition
 from pipelines.manifests import Check, Json, Manifest
 from pipelines.pages import Column, Form, Html, code, count, decimals, figures, folded, mark, number, paragraph, percent, size, table
@@ -34,6 +34,9 @@ FORMS: dict[str, Form] = {
     **dict.fromkeys(("general_delta", "target_delta"), decimals(4, sign=True)),
     **dict.fromkeys(("bytes", "peak_memory"), size),
     **dict.fromkeys(("epochs", "ratio"), decimals(2)),
+    **dict.fromkeys(("bytes_per_token", "tokens_per_word"), decimals(2)),
+    "own_tokens": count,
+    "vocabulary_share": percent,
     "general_standard_error": decimals(4),
     "seconds": decimals(1),
 }
@@ -58,6 +61,7 @@ HEADINGS = {
     "lost_tokens": "Tokens",
     "loss_change": "Change [95 %]",
     "mean_similarity": "Mean cosine",
+    "own_tokens": "Tokens of no other domain",
     "measure": "Certificate",
     "planned_tokens": "Tokens planned",
     "ratio": "Target share",
@@ -68,6 +72,7 @@ HEADINGS = {
     "share_characters_lost": "Of all",
     "target_delta": "Change of target loss",
     "tokens_per_second": "Tokens/s",
+    "vocabulary_share": "Of the vocabulary",
 }
 """How a column is headed where it is not by its name."""
 
@@ -90,6 +95,7 @@ class Artifacts:
     evaluation: Manifest
     sweep: Manifest | None = None
     decontaminated: Manifest | None = None
+    shards: tuple[Manifest, ...] = ()
 
     def assets(self) -> Iterator[tuple[str, tuple[Manifest, ...]]]:
         """Yield each asset's name and its manifests."""
@@ -132,8 +138,11 @@ def _words(name: str) -> str:
     return words[:1].upper() + words[1:]
 
 
+FERTILITY = "domain tokens bytes_per_token tokens_per_word vocabulary_share own_tokens"
+
+
 def corpus(made: Artifacts) -> str:
-    """Write what was read, by domain, and what cleaning changed."""
+    """Write what was read, by domain, what cleaning changed, and what the tokenizer makes of it."""
     roles = made.evaluation.settings.get("roles")
     roles = roles if isinstance(roles, dict) else {}
     raw, cleaned = _by_domain(made.raw), _by_domain(made.cleaned)
@@ -149,6 +158,7 @@ def corpus(made: Artifacts) -> str:
         table(rows, _columns("domain role snapshots documents_in quarantined kept characters"))
         + table(changes if kinds else [], changed, caption="What cleaning changed")
         + table(_quarantine(made.raw), _columns("reason documents"), caption="Why documents were quarantined")
+        + table(vocabulary.by_domain(made.shards), _columns(FERTILITY), caption="What the tokenizer makes of it")
     )
 
 
@@ -303,7 +313,7 @@ def training(made: Artifacts) -> str:
     runs = (("General checkpoint", made.general), ("Pretrained checkpoint", made.checkpoint))
     done = [{**run.provenance, **run.counts, **run.outcome.metrics, "run": name} for name, run in runs if run.counts]
     plots = [plot for name, run in runs for plot in _plots(run, f"{name}:")]
-    shown = table(done, _columns("run parameters tokens steps tokens_per_second seconds"))
+    shown = table(done, _columns("run parameters tokens steps tokens_per_second model_flops_utilisation seconds"))
     read = [folded(f"{name}: what it read", table(_table(run, "domains"), _columns("domain share epochs"))) for name, run in runs]
     return shown + figures(plots) + "".join(read)
 

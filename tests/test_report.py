@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
+from small_world import World
 
 from pipelines import pages
 from pipelines.manifests import Check, Json, Manifest, Outcome
@@ -380,3 +381,12 @@ def test_only_html_is_left_as_it_stands():
     assert pages.text("<b>") == "&lt;b&gt;"
     assert pages.text(Html("<b>a</b>")) == "<b>a</b>"
     assert pages.code("a_b<") == "<code>a_<wbr>b&lt;</code>"
+
+
+def test_fertility_by_domain_is_shown(store: Store, world: World) -> None:
+    made = report(store, {**bare(store), "shards": world.shards})
+    html = (made.directory / "report.html").read_text(encoding="utf-8")
+    start = html.index("What the tokenizer makes of it")
+    shown = html[start : html.index("</table>", start)]
+    assert [domain in shown for domain in world.corpora] == [True] * 3
+    assert f"{world.shards[0].outcome.metrics['tokens_per_word']:.2f}" in shown
