@@ -3,7 +3,7 @@
     python -m benchmarks.chaos [--quick] [--kills 25] [--seed 0] [--corpus data/sample/corpus.parquet]
 
 The run is the project's own step, built through the store in a process of its own, on the sample: causal, then masked language
-modelling, validation on documents set aside, a checkpoint kept every 100 steps and the best one kept. SIGKILL comes at random
+modelling, validation on documents set aside, a checkpoint kept every 50 steps and the best one kept. SIGKILL comes at random
 (seeded) steps and moments; every fifth waits until a resume point is being written. The time between resume points changes from
 process to process, so some lose a step and some dozens, checkpoints of the artifact among them. `--quick` kills eight times.
 
@@ -40,10 +40,10 @@ STEPS, QUICK_STEPS = 2_000, 1_000
 LENGTH, WINDOWS = 64, 8
 MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 176}
 VOCABULARY, CORPUS_BYTES = 1024, 400_000
-KEPT_EVERY = 100
+KEPT_EVERY = 50
 SECONDS = (0.0, 0.1, 0.3)
 """Between resume points, by turns."""
-MAX_DELAY = 0.15
+MAX_DELAY = 0.3
 """Seconds from the resume point that is waited for to the kill, at most."""
 END = 0.85
 """Share of the run in which it is killed: the rest is left to the last process."""
@@ -185,9 +185,9 @@ def disturb(job: Job, kills: int, draw: random.Random) -> tuple[list[Kill], str]
     found: list[Kill] = []
     for number in range(kills):
         seconds = SECONDS[number % len(SECONDS)]
-        first = newest(staging)
+        first = newest(staging, behind=bool(found and found[-1].damaged))
         gap = max(1, int(2 * (END * job.steps - first) / (kills - number + 1)))
-        target = first + draw.randint(1, gap)
+        target = newest(staging) + draw.randint(1, gap)
         kill_one(job, seconds, target, in_write=number % 5 == 0, delay=draw.random() * MAX_DELAY)
         reached = newest(staging)
         ahead = [path for path in staging.glob("checkpoints/step-*") if step_of(path) > reached]
@@ -231,9 +231,9 @@ def damage(staging: Path, draw: random.Random) -> str:
     return f"{point.name}/{path.name}, byte {place:,}"
 
 
-def newest(staging: Path) -> int:
-    """Return the step of the newest resume point, 0 where there is none."""
-    return max(map(step_of, staging.glob("resume/step-*")), default=0)
+def newest(staging: Path, *, behind: bool = False) -> int:
+    """Return the step of the newest resume point, or of the one `behind` it; 0 where there is none."""
+    return ([0, 0, *sorted(map(step_of, staging.glob("resume/step-*")))])[-2 if behind else -1]
 
 
 def step_of(path: Path) -> int:
