@@ -76,7 +76,7 @@ class Encoded:
     bounds: np.ndarray
     """int64, shape (texts + 1,): where the ids of each text begin and end."""
     starts: np.ndarray
-    """int64, shape (n,), never falling: the byte of the joined text at which each token begins."""
+    """uint32, or int64 from 4 GB on, shape (n,), never falling: the byte of the joined text at which each token begins."""
 
 
 @dataclass
@@ -152,21 +152,21 @@ class Encoder:
         self.verified += len(numbers)
 
     def _starts(self, texts: Sequence[str], ids: np.ndarray, bounds: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Return where tokens begin by the lengths of those before; texts whose tokens have not their length go by offsets."""
+        """Return where tokens begin by the bytes of those before; texts to whose bytes those do not add up go by offsets."""
         assert self.bytes_of is not None
-        starts = np.zeros(len(ids) + 1, dtype=np.int64)
-        np.take(self.bytes_of.lengths, ids, out=starts[1:], mode="clip")
-        np.cumsum(starts[1:], out=starts[1:])
-        wrong = np.flatnonzero(np.diff(starts[bounds]) != sizes)
+        starts = np.zeros(len(ids) + 1, dtype=_type_of_starts(sizes))
+        np.cumsum(self.bytes_of.lengths_of(ids), out=starts[1:])
+        held = np.diff(starts[bounds].astype(np.int64))
+        wrong = np.flatnonzero(held != sizes)
         if not len(wrong):
             return starts[:-1]
-        begin = np.cumsum(sizes) - sizes
-        starts = starts[:-1] + np.repeat(begin - starts[bounds[:-1]], np.diff(bounds))
+        shift = np.cumsum(sizes) - sizes - (np.cumsum(held) - held)
+        starts = starts[:-1] + np.repeat(shift, np.diff(bounds))
         for number in wrong:
             own = self._with_offsets([texts[number]], sizes[number : number + 1])
             if not np.array_equal(own.ids, ids[bounds[number] : bounds[number + 1]]):
                 raise BackendFailed(f"{self.backend} gives other ids than tokenizers for a text that begins {texts[number][:40]!r}")
-            starts[bounds[number] : bounds[number + 1]] = own.starts + begin[number]
+            starts[bounds[number] : bounds[number + 1]] = own.starts + sizes[:number].sum()
         return starts
 
     def _with_offsets(self, texts: Sequence[str], sizes: np.ndarray) -> Encoded:
@@ -181,7 +181,7 @@ class Encoder:
                 characters = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(encoding.ids))
                 starts.append(before[number] + np.maximum.accumulate(_byte_positions(texts[number])[characters]))
         bounds = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        return Encoded(_joined(ids, np.uint32), bounds, _joined(starts, np.int64))
+        return Encoded(_joined(ids, np.uint32), bounds, _joined(starts, _type_of_starts(sizes)))
 
     def reference(self, reason: str) -> Encoder:
         """Return the encoder that `tokenizers` runs, with the reason for it."""
@@ -377,7 +377,7 @@ def _merged(one: Encoded, other: Encoded, of_one: np.ndarray, sizes: np.ndarray)
     counts[of_one], counts[~of_one] = np.diff(one.bounds), np.diff(other.bounds)
     bounds = np.concatenate([[0], np.cumsum(counts)])
     before = np.cumsum(sizes) - sizes
-    ids, starts = np.empty(bounds[-1], np.uint32), np.empty(bounds[-1], np.int64)
+    ids, starts = np.empty(bounds[-1], np.uint32), np.empty(bounds[-1], _type_of_starts(sizes))
     for encoded, mask in ((one, of_one), (other, ~of_one)):
         places = np.repeat(mask, counts)
         own = np.cumsum(sizes[mask]) - sizes[mask]
@@ -411,6 +411,10 @@ def _byte_positions(text: str) -> np.ndarray:
         return np.arange(len(text) + 1)
     content = np.frombuffer(text.encode(), np.uint8)
     return np.append(np.flatnonzero((content & 0xC0) != 0x80), len(content))
+
+
+def _type_of_starts(sizes: np.ndarray) -> type[np.generic]:
+    return np.uint32 if sizes.sum() < 2**32 else np.int64
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from pipelines.manifests import Json
 
 IDS_AT_A_TIME = 1_000_000
+IDS_IN_CACHE = 65_536
 
 
 @dataclass(frozen=True)
@@ -21,18 +22,26 @@ class TokenBytes:
     """The bytes of every token of a vocabulary."""
 
     lengths: np.ndarray
-    """int64, shape (vocabulary,): bytes of each token, 0 for an id that stands for none."""
+    """Unsigned, as small as holds them, shape (vocabulary,): bytes of each token, 0 for an id that stands for none."""
     joined: np.ndarray
     """uint8: the bytes of all tokens in the order of their ids."""
+
+    def lengths_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the bytes of each of `ids`; in stretches that fit the cache, as numpy copies ids to index by them."""
+        lengths = np.empty(len(ids), self.lengths.dtype)
+        for first in range(0, len(ids), IDS_IN_CACHE):
+            chosen = slice(first, first + IDS_IN_CACHE)
+            self.lengths.take(ids[chosen], out=lengths[chosen], mode="clip")
+        return lengths
 
     def decode(self, ids: np.ndarray) -> bytes:
         """Return the bytes that `ids` stand for; not every sequence of them is UTF-8."""
         return b"".join(self._decoded(ids[first : first + IDS_AT_A_TIME]) for first in range(0, len(ids), IDS_AT_A_TIME))
 
     def _decoded(self, ids: np.ndarray) -> bytes:
-        lengths = self.lengths[ids]
+        lengths = self.lengths[ids].astype(np.int64)
         ends = np.cumsum(lengths)
-        offsets = np.cumsum(self.lengths)[ids] - lengths
+        offsets = np.cumsum(self.lengths, dtype=np.int64)[ids] - lengths
         places = np.repeat(offsets - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
         return self.joined[places].tobytes()
 
@@ -67,7 +76,9 @@ def token_bytes(definition: Mapping[str, Json]) -> TokenBytes | None:
     respell(added)
     if (_looked_up(byte_of, tokens) < 0).any():
         respell(number for number, token in enumerate(tokens) if (_looked_up(byte_of, [token]) < 0).any())
-    return TokenBytes(np.fromiter(map(len, tokens), np.int64, len(tokens)), _looked_up(byte_of, tokens).astype(np.uint8))
+    longest = max(map(len, tokens), default=0)
+    lengths = np.fromiter(map(len, tokens), np.min_scalar_type(longest), len(tokens))
+    return TokenBytes(lengths, _looked_up(byte_of, tokens).astype(np.uint8))
 
 
 def _looked_up(byte_of: np.ndarray, tokens: Sequence[str]) -> np.ndarray:

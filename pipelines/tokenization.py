@@ -291,7 +291,7 @@ def passage_tokens(
             cuts += (before + place for place in accumulate((len(text[s:e].encode()) for s, e in found[:-1]), initial=0))
     owner_of = np.asarray(owners, dtype=np.int64)
     low, high = encoded.bounds[owner_of], encoded.bounds[owner_of + 1]
-    first = np.clip(np.searchsorted(encoded.starts, np.asarray(cuts, dtype=np.int64)), low, high)
+    first = np.clip(np.searchsorted(encoded.starts, np.asarray(cuts, dtype=encoded.starts.dtype)), low, high)
     first = np.where(np.asarray(numbers, dtype=np.int64) == 0, low, first)
     following = np.append(first[1:], 0)
     last = np.where(np.append(owner_of[1:], -1) == owner_of, following, high)
