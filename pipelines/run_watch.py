@@ -3,30 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from pipelines import checkpoints
+from pipelines.data_order import DataOrder
+from pipelines.distributed import World
 from pipelines.errors import EmptyInput
 from pipelines.generation import continuations
-from pipelines.manifests import Json
+from pipelines.manifests import Json, Manifest
+from pipelines.objectives import Objective
+from pipelines.plan import TrainingSettings
 from pipelines.run_records import Records
 
 if TYPE_CHECKING:
-    from pipelines.trainer import Run
+    from transformers import PreTrainedModel
 
 KEPT = "checkpoints"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+class Watched(Protocol):
+    """What is looked at: a run in progress."""
+
+    settings: TrainingSettings
+    step: int
+    stopped_early: bool
+    model: PreTrainedModel
+    tokenizer: Manifest
+    world: World
+
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def tokens_per_step(self) -> int: ...
+    @property
+    def order(self) -> DataOrder: ...
+    @property
+    def validation_windows(self) -> dict[str, np.ndarray]: ...
+    def objective(self, step: int) -> Objective: ...
+    def window_losses(self, windows: np.ndarray) -> np.ndarray: ...
+    def timed(self, kind: str) -> AbstractContextManager[None]: ...
 
 
 @dataclass
 class Watch:
     """Looks at a run as its settings say."""
 
-    run: Run
+    run: Watched
     best: tuple[float, int] | None = None
     """The lowest validation loss so far, and its step."""
 
