@@ -129,7 +129,7 @@ class RunSettings(Settings):
     """Windows per step, over all processes."""
     micro_batch_sequences: int | None = Field(default=None, ge=1)
     """Windows per forward pass of a process; gradients are accumulated over the rest of its share. None takes all at once."""
-    optimizer: str = "adamw"
+    optimizer: str = "muon"
     """A plugin of `optimizers/`."""
     optimizer_settings: dict[str, Json] = Field(default_factory=dict)
     """Settings of the optimizer."""

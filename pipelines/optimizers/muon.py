@@ -34,8 +34,9 @@ class Muon(Optimizer):
     """Newton-Schulz iterations that orthogonalise."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled; applied to parameters of two or more dimensions."""
-    rest_rate: float = Field(default=1.0, gt=0)
-    """Factor on the learning rate of what AdamW moves: embeddings, head, norms and biases."""
+    rest_rate: float = Field(default=4.0, gt=0)
+    """Factor on the learning rate of what AdamW moves: embeddings, head, norms and biases. Of 1, 2, 4 and 8 the best or level with the
+    best for Llamas of 1.7 and 3.3 million parameters at rates of 0.006 and 0.012."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of AdamW's moments."""
     eps: float = Field(default=1e-8, gt=0)
