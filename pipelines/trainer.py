@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pipelines.teachers import OpenTeacher
 
 STEPS_PER_RECORD = 10
-RESUME, REWIND = "resume", "rewind"
+RESUME, REWIND = "resume", "resume/rewind"  # what a full disk leaves of a run lies under the first
 MEASURING = 2**62
 """Key of what objectives draw when they measure: the same masks for every run, so that losses are paired."""
 
@@ -309,7 +309,7 @@ class Run:
                 records.flush()
                 retention = RetentionSettings(last=2 + guards.replaced_batches // guards.rewind_every)
                 with CheckpointWriter(out / REWIND, retention, carried=self._carried(out)) as writer:
-                    writer.save(state, wait=True)
+                    writer.save(state)
             self.world.wait()
 
     def _rewind(self, out: Path, records: Records, writer: CheckpointWriter | None) -> None:
@@ -367,10 +367,11 @@ class Run:
     def _resume(self, out: Path) -> None:
         """Go to the newest resume point if it is ahead of this run, and put back the records as they were then."""
         state = checkpoints.latest_state(out / RESUME)
-        if state and state.step > self.step:
+        ahead = state is not None and state.step > self.step
+        if ahead:
             self._restore(state)
-        if self.world.is_first and (state or not self.step):
-            checkpoints.restore_carried(out / RESUME, state.step if state else None, self._carried(out))
+        if self.world.is_first and (ahead or not self.step):
+            checkpoints.restore_carried(out / RESUME, self.step or None, self._carried(out))
         self.world.wait()
 
     @staticmethod

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines import checkpoints
+from pipelines.checkpoints import RetentionSettings
 from pipelines.distributed import ERROR_NAME, current_world, joined, launch, pick_device
 from pipelines.documents import write_table
 from pipelines.errors import EmptyInput, GristmillError
@@ -30,7 +31,7 @@ from pipelines.run_summary import dry_run, run_outcome
 from pipelines.run_watch import TOKENIZER_FILES
 from pipelines.shards import held_out_documents, windows_of
 from pipelines.store import advisory
-from pipelines.trainer import RESUME, REWIND, Run
+from pipelines.trainer import RESUME, Run
 
 TRAINING_PACKAGES = ("torch", "transformers")
 LOSSES = pa.schema(
@@ -167,8 +168,7 @@ def _train_checkpoint(
         outcome = _train(Run(settings, shares, selection, shards, tokenizer, base), out)
     else:
         outcome = _train_in_processes(settings, shares, out, selection=selection, shards=shards, tokenizer=tokenizer, base=base)
-    for work in (RESUME, REWIND):
-        shutil.rmtree(out / work, ignore_errors=True)
+    shutil.rmtree(out / RESUME, ignore_errors=True)
     _plot_losses(out)
     return outcome.model_copy(update={"plots": ("training_loss.png",)})
 
@@ -230,6 +230,7 @@ def _train_in_processes(
 ) -> Outcome:
     values = TrainingSettings(**{name: getattr(settings, name) for name in TrainingSettings.model_fields})
     layout = {name: getattr(values, name) for name in NOT_IN_FINGERPRINT} | {"root": str(values.root.absolute())}
+    layout["retention"] = {name: getattr(values.retention, name) for name in RetentionSettings.model_fields}
     whole = {**values.model_dump(mode="json"), **layout}
     work = out / "processes"
     work.mkdir(exist_ok=True)
