@@ -43,8 +43,11 @@ def local_path(model: str, root: Path, *, key: str = "model") -> Path:
     return root / model
 
 
-def downloaded(fetch: Callable[[], str], model: str) -> Path:
+def downloaded(fetch: Callable[[], str], model: str, *, key: str = "model") -> Path:
     """Return what `fetch` has brought from the hub.
+
+    Args:
+        key: what the setting for a local path is called.
 
     Raises:
         GristmillError: the hub, or the file on it, cannot be reached.
@@ -53,7 +56,7 @@ def downloaded(fetch: Callable[[], str], model: str) -> Path:
         return Path(fetch())
     except (OSError, ValueError) as error:  # the errors of huggingface_hub and of its connections are OSErrors
         raise GristmillError(
-            f"model {model!r} cannot be had from the hub ({type(error).__name__}: {error}); download it, and give its path as `model`"
+            f"{model!r} cannot be had from the hub ({type(error).__name__}: {error}); download it, and give its path as `{key}`"
         ) from error
 
 

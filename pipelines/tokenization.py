@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from pipelines import encoders
-from pipelines.documents import batches_of, passages, read_batches, row_count, stable_fraction, table_writer
+from pipelines.documents import batches_of, passages, read_batches, stable_fraction, table_writer
 from pipelines.encoders import BackendFailed, Encoded, Encoder, open_encoder, special_tokens
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.files import file_hashes
@@ -47,7 +47,7 @@ TOKENIZATION_PACKAGES = ("tokenizers",)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 """What is read of a tokenizer that was brought; all but the first may be missing."""
 DOCUMENTS_PER_BATCH = 2_000
-SAMPLED_DOCUMENTS, SAMPLED_BYTES, SAMPLED_GROUPS = 500, 1_000_000, 4
+SAMPLED_DOCUMENTS, SAMPLED_BYTES, SAMPLED_GROUPS = 500, 1_000_000, 5
 """At most, of the sample that a backend is first tried on."""
 SAMPLED_SHARE, FEWEST_SAMPLED_BYTES = 0.05, 50_000
 
@@ -172,7 +172,9 @@ def _from_hub(settings: TokenizerSettings) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = list(TOKENIZER_FILES)
-    return downloaded(lambda: snapshot_download(str(settings.hub), revision=settings.revision, allow_patterns=patterns), str(settings.hub))
+    return downloaded(
+        lambda: snapshot_download(str(settings.hub), revision=settings.revision, allow_patterns=patterns), str(settings.hub), key="path"
+    )
 
 
 def tokenize_documents(settings: PassageSettings, out: Path, *, cleaned: Manifest, tokenizer: Manifest) -> Outcome:
@@ -206,19 +208,26 @@ PASSAGE_INDEX = pa.schema([("id", pa.string()), ("passage", pa.int32()), ("offse
 
 def backend_sample(path: Path) -> list[str]:
     """Return beginnings of documents spread over `path`, to try a backend on: a share of the text, within `SAMPLED_BYTES`."""
+    metadata = pq.read_metadata(path)
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    budget = min(SAMPLED_BYTES, max(FEWEST_SAMPLED_BYTES, size * SAMPLED_SHARE))
+    each = min(encoders.LONGEST_VERIFIED, max(1, size / max(1, metadata.num_rows)))
+    found = _spread(path, min(SAMPLED_DOCUMENTS, math.ceil(budget / each)))
+    return [text for _, texts in found for text in pc.utf8_slice_codeunits(texts, 0, encoders.LONGEST_VERIFIED).to_pylist()]
+
+
+def _spread(path: Path, wanted: int) -> Iterator[tuple[list[int], pa.Array]]:
+    """Yield at most `wanted` documents spread over `path`, as their rows and texts; `SAMPLED_GROUPS` row groups are read."""
     with pq.ParquetFile(path) as file:
-        groups = np.unique(np.linspace(0, file.num_row_groups - 1, min(SAMPLED_GROUPS, file.num_row_groups)).astype(int)).tolist()
-        rows = sum(file.metadata.row_group(group).num_rows for group in groups)
-        size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
-        whole = size * file.metadata.num_rows / max(1, rows)
-        budget = min(SAMPLED_BYTES, max(FEWEST_SAMPLED_BYTES, whole * SAMPLED_SHARE))
-        wanted = min(SAMPLED_DOCUMENTS, math.ceil(budget / min(encoders.LONGEST_VERIFIED, max(1, size / max(1, rows)))))
-        step, seen, found = max(1, math.ceil(rows / wanted)), 0, []
-        for batch in batches_of(file, ["text"], groups=groups, rows=DOCUMENTS_PER_BATCH):
-            chosen = batch.column("text").take(pa.array(np.arange(-seen % step, batch.num_rows, step)))
-            found += pc.utf8_slice_codeunits(chosen, 0, encoders.LONGEST_VERIFIED).to_pylist()
-            seen += batch.num_rows
-    return found
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        groups = sorted({round(place) for place in np.linspace(0, len(rows) - 1, min(SAMPLED_GROUPS, len(rows)))})
+        step, seen = max(1, math.ceil(sum(rows[group] for group in groups) / max(1, wanted))), 0
+        for group in groups:
+            first = sum(rows[:group])
+            for batch in batches_of(file, ["text"], groups=[group], rows=DOCUMENTS_PER_BATCH):
+                chosen = np.arange(-seen % step, batch.num_rows, step)
+                yield (first + chosen).tolist(), batch.column("text").take(pa.array(chosen))
+                seen, first = seen + batch.num_rows, first + batch.num_rows
 
 
 def write_shard(path: Path, out: Path, encoder: Encoder, *, end_of_text: int, max_characters: int) -> tuple[Usage, Encoder]:
@@ -352,7 +361,7 @@ TOKENIZATION_AUDITS = (documents_conserved, passages_within_documents)
 
 @dataclass(frozen=True)
 class DecodesBack:
-    """The audit that a shard's ids stand for the cleaned text, for evenly spaced documents.
+    """The audit that a shard's ids stand for the cleaned text, for documents spread over it.
 
     The ids of a byte-level tokenizer are decoded and compared byte for byte; those of any other, which may lose something of the
     text, are compared with the ids that `tokenizers` gives.
@@ -365,14 +374,11 @@ class DecodesBack:
 
     def __call__(self, draft: Manifest) -> Check:
         shard, encoder = TokenShard(draft), open_encoder(self.tokenizer.directory, backends=())
-        path = self.cleaned.file("documents.parquet")
-        step = max(1, row_count(path) // self.documents)
-        seen = tried = wrong = 0
-        for batch in read_batches(path, ["text"], rows=DOCUMENTS_PER_BATCH):
-            for row in range(-seen % step, batch.num_rows, step):
+        tried = wrong = 0
+        for numbers, texts in _spread(self.cleaned.file("documents.parquet"), self.documents):
+            for number, text in zip(numbers, texts, strict=True):
                 tried += 1
-                wrong += not _stands_for(shard.document_tokens(seen + row)[:-1], batch.column("text")[row].as_py(), encoder)
-            seen += batch.num_rows
+                wrong += not _stands_for(shard.document_tokens(number)[:-1], text.as_py(), encoder)
         done = "decode to their text" if encoder.bytes_of else "have the ids of their text"
         found = f"{tried - wrong} of {tried} documents {done}"
         return Check(name="decodes_back", passed=wrong == 0, description=found, metadata={"tried": tried})

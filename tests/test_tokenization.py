@@ -202,6 +202,14 @@ def test_a_changed_token_fails_its_audit(world: World, tmp_path: Path) -> None:
     assert audit(world.shards[0]).passed and not audit(changed).passed
 
 
+def test_the_audit_reads_documents_of_several_row_groups(world: World) -> None:
+    """Its rows are counted over the file: of others than those it names, no text would match."""
+    cleaned = corpus(world.store, "wiki", [f"document {number}" for number in range(4_500)], snapshot="2026-05-01")
+    manifest = world.store.build(shard(cleaned, world.tokenizer)).manifest
+    check = DecodesBack(cleaned, world.tokenizer)(manifest)
+    assert check.passed and 40 <= check.metadata["tried"] <= 50
+
+
 def test_a_passage_index_that_lost_a_row_fails_its_audit(world: World, tmp_path: Path) -> None:
     lost = copied(world.shards[0], tmp_path / "lost")
     rows = pq.read_table(lost.directory / "passages.parquet")
