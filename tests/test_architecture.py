@@ -57,7 +57,7 @@ LAYERS = {
             "run_watch",
             "shards",
         ),
-        *("odd_texts", "throughput", "token_bytes", "trainer", "vocabulary"),
+        *("odd_texts", "throughput", "trainer", "vocabulary"),
     ),
     "plugins": plugins.KINDS,
     "store": ("store", "tracking"),
@@ -79,6 +79,7 @@ LAYERS = {
         "plugins",
         "progress",
         "row_groups",
+        "token_bytes",
         "words",
     ),
 }

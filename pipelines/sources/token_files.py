@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from pipelines.errors import GristmillError, UnknownName
 from pipelines.files import matching_files, shown_path
 from pipelines.sources._rows import EXCERPT_CHARACTERS, FileSource, Template, excerpt, expand
 from pipelines.sources._streams import MAX_PIECE_BYTES
+from pipelines.token_bytes import byte_characters
 from pipelines.token_formats import TokenFormat, Vocabulary
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _decoder(tokenizer: Tokenizer) -> Callable[[np.ndarray], bytes]:
     kind = json.loads(tokenizer.to_str()).get("decoder") or {}
     if kind.get("type") != "ByteLevel":
         return lambda ids: _marked(tokenizer.decode(ids.tolist(), skip_special_tokens=False))
-    byte_of = {character: byte for byte, character in _characters().items()}
+    byte_of = byte_characters()
     table = {number: token.content.encode() for number, token in tokenizer.get_added_tokens_decoder().items()}
     for token, number in tokenizer.get_vocab(with_added_tokens=False).items():
         if number not in table:
@@ -132,14 +132,3 @@ def _decoder(tokenizer: Tokenizer) -> Callable[[np.ndarray], bytes]:
 def _marked(text: str) -> bytes:
     """Return `text` as bytes; what its tokenizer could not decode becomes a byte that is not UTF-8."""
     return text.encode().replace(REPLACEMENT.encode(), b"\xff")
-
-
-@cache
-def _characters() -> dict[int, str]:
-    """Return byte -> the character that stands for it in a byte-level vocabulary (Radford et al. 2019; GPT-2, `encoder.py`).
-
-    Bytes that print in Latin-1 stand for themselves, the others for the characters from 256 on.
-    """
-    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = (byte for byte in range(256) if byte not in plain)
-    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + place) for place, byte in enumerate(others)}
