@@ -40,8 +40,8 @@ Switch = Literal["off"] | bool
 Filters = dict[str, dict[str, Json] | Switch | None]
 """Filter name to its settings and thresholds, or ``off``."""
 
-COMPILE_PAYS_FLOPS = 6e14
-"""torch.compile costs about 25 CPU-seconds once and saves a seventh of the time: above about 200 s at 60 GFLOP/s times 6."""
+COMPILE_PAYS_FLOPS = 2e13
+"""torch.compile costs about 25 CPU seconds once and saves a tenth of the time: it pays above some 300 s at 60 GFLOP/s."""
 
 
 class DomainSettings(Settings):
@@ -368,10 +368,14 @@ class Recipe(Settings):
     def _compiles(self, phases: tuple[Phase, ...]) -> bool:
         if self.training.compile != "auto":
             return self.training.compile == "on"
-        width, layers = self.model.hidden_size, self.model.num_layers
-        parameters = layers * (4 * width**2 + 3 * width * self.model.intermediate_size)
-        flops = 6 * parameters * sum(phase.tokens for phase in phases)
-        return flops > COMPILE_PAYS_FLOPS and shutil.which("c++") is not None
+        return compile_pays(self.model, sum(phase.tokens for phase in phases)) and shutil.which("c++") is not None
+
+
+def compile_pays(model: ModelSettings, tokens: int) -> bool:
+    """Return whether a run of `tokens` is long enough to repay torch.compile."""
+    width = model.hidden_size
+    parameters = model.num_layers * (4 * width**2 + 3 * width * model.intermediate_size)
+    return 6.0 * parameters * tokens > COMPILE_PAYS_FLOPS
 
 
 def resolve_thresholds(layers: Iterable[Filters]) -> dict[str, Threshold]:
