@@ -236,7 +236,7 @@ def check_head(model: PreTrainedModel) -> None:
     training = model.training
     model.eval()
     with torch.no_grad():
-        ids_BT = torch.arange(8)[None] % model.config.vocab_size
+        ids_BT = torch.arange(8, device=model.device)[None] % model.config.vocab_size
         head = prediction_head(model)
         hidden_BTD = model.base_model(input_ids=ids_BT).last_hidden_state
         ours = torch.nn.functional.linear(head.transform(hidden_BTD), head.weight_VD, head.bias_V)

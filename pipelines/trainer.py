@@ -40,6 +40,7 @@ from pipelines.shards import PassagePool, passage_pools, split_pool
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from pipelines.parameterizations import Parameterization
     from pipelines.teachers import OpenTeacher
 
 STEPS_PER_RECORD = 10
@@ -282,7 +283,7 @@ class Run:
         self._teacher = teacher.open(self.device, self.tokens, root=self.settings.root) if teacher else None
 
     @property
-    def _parameterization(self):  # noqa: ANN202
+    def _parameterization(self) -> Parameterization | None:
         return self.plan.parameterizations[self._phase] if self._phase is not None else None
 
     def _intervene(self, action: Action, reason: str, rate: float) -> None:
