@@ -42,10 +42,7 @@ def test_two_processes_have_the_losses_of_one(world: World, base: Manifest, tmp_
     assert all(np.allclose(ours[name], theirs[name], atol=5e-3) for name in ours)
     from safetensors import safe_open
 
-    names = [
-        set(safe_open(m.file("trainer/optimizer.safetensors"), "np").keys())  # noqa: SIM115
-        for m in (two, base)
-    ]
+    names = [set(safe_open(m.file("trainer/optimizer.safetensors"), "np").keys()) for m in (two, base)]
     assert names[0] == names[1]
 
 
