@@ -345,9 +345,10 @@ class Run:
         return TrainingState(self.step, model, checkpoints.full_optimizer_state(self.model, self.optimizer), loop)
 
     def _restore(self, state: TrainingState, *, rewound: bool = False) -> None:
+        self.finish()  # what the phase holds back must not hold in an earlier one
         checkpoints.load_model_state(self.model, state.model)
         checkpoints.load_optimizer_state(self.model, self.optimizer, state.optimizer)
-        self.step, self._phase = state.step, None
+        self.step = state.step
         self._domain_sums = np.asarray(state.loop["domain_sums"], dtype=np.float64)
         self.watch.best = tuple(state.loop["best"]) if state.loop["best"] else None
         self.guard.restore(state.loop["guard"], events=not rewound)
