@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
@@ -19,6 +20,9 @@ from pipelines.plan import TrainingSettings, training_plugins
 from pipelines.plugins import Settings
 from pipelines.store import Build, Store
 from pipelines.tokenization import PassageSettings, TokenizerSettings, tokenize_documents, train_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "corpus.parquet"
 ROLES = {"wiki": "general", "book": "general", "legal": "target"}
@@ -177,3 +181,14 @@ def select_all(store: Store, shards: Sequence[Manifest], train: set[str]) -> tup
                 files[f"{ROLES[domain]}.parquet"].append({**chosen, "selected": True})
     subset = publish(store, "selected_subset", files)
     return (Member(manifest=subset, name="general.parquet"), Member(manifest=subset, name="target.parquet"))
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Return a byte-level tokenizer without merges: id 0 ends a document, id 1 + b is byte b."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # the table of GPT-2, by another hand
+
+    tokenizer = Tokenizer(models.BPE({"<|endoftext|>": 0, **{c: 1 + byte for byte, c in bytes_to_unicode().items()}}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small_chain import PROSE, SNAPSHOT, Chain, decide, mill
-from small_world import sample_texts
+from small_world import byte_tokenizer, sample_texts
 
 from pipelines import cleaning, corpus, plugins
 from pipelines.configuration import read_project
@@ -19,6 +19,7 @@ from pipelines.filtering import COLLECT_AUDITS, SCORE_AUDITS, CollectSettings, S
 from pipelines.manifests import Manifest
 from pipelines.sources import _streams
 from pipelines.store import Build, Store
+from pipelines.token_formats import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 LONG = 4_000_000
@@ -69,12 +70,21 @@ def write_warc(root: Path) -> dict[str, object]:
     return {"paths": ["a.warc"]}
 
 
+def write_token_files(root: Path) -> dict[str, object]:
+    """Ids of single bytes, so that what is not UTF-8 can be written too."""
+    byte_tokenizer().save(str(root / "tokenizer.json"))
+    documents = [np.frombuffer(raw, np.uint8).astype(np.uint32) + 1 for raw in [*(t.encode() for t in TEXTS.values()), *LOST.values()]]
+    plugins.build("token_formats", "megatron").write(documents, root / "a", vocabulary=Vocabulary(257, 0))
+    return {"paths": ["a.bin"], "format": "megatron", "tokenizer": "tokenizer.json"}
+
+
 WRITERS: dict[str, Callable[[Path], dict[str, object]]] = {
     "jsonl": write_jsonl,
     "text": write_text,
     "parquet": write_parquet,
     "hub": write_hub,
     "warc": write_warc,
+    "token_files": write_token_files,
 }
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_world import World, build_world, publish
+from small_world import World, build_world, byte_tokenizer, publish
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
@@ -384,17 +384,6 @@ def test_bytes_come_back_exactly_and_what_is_not_utf_8_is_kept_aside(texts: list
         assert last == Document(text=raw.decode(), locator=last.locator)
     except UnicodeDecodeError:
         assert last == Quarantined(f"x.bin:{len(texts) + 1}", "text is not UTF-8", raw.decode("utf-8", "backslashreplace"))
-
-
-def byte_tokenizer() -> Tokenizer:
-    """Return a byte-level tokenizer without merges: id 0 ends a document, id 1 + b is byte b."""
-    from tokenizers import decoders, models
-    from transformers.convert_slow_tokenizer import bytes_to_unicode  # the table of GPT-2, by another hand
-
-    tokenizer = Tokenizer(models.BPE({"<|endoftext|>": 0, **{c: 1 + byte for byte, c in bytes_to_unicode().items()}}, []))
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>"])
-    return tokenizer
 
 
 def test_other_tokenizers_decode_by_their_own_decoder(tmp_path: Path) -> None:
