@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import mounted_disk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -384,14 +385,8 @@ def test_a_closed_writer_leaves_no_thread_and_a_forgotten_one_does_not_keep_the_
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "gristmill-test", str(path)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a small file system needs the right to mount: {mounted.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    with mounted_disk(tmp_path / "disk", megabytes=2) as path:
+        yield path
 
 
 def test_a_full_disk_loses_no_point_and_stops_nothing(small_disk: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import mounted_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -380,14 +381,8 @@ def test_of_two_processes_one_computes_and_the_other_hits(store: Store, tmp_path
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "gristmill-test", str(path)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a small file system needs the right to mount: {mounted.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    with mounted_disk(tmp_path / "disk", megabytes=1) as path:
+        yield path
 
 
 @pytest.mark.parametrize("by", sorted(WRITERS))
