@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import plugins
-from pipelines.shards import PassagePool, WindowStream, documents_of
+from pipelines.batch import documents_of
+from pipelines.shards import PassagePool, WindowStream
 from pipelines.token_formats import Vocabulary
 
 SEQUENCE_LENGTH, BATCH = 1024, 32

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -57,3 +59,15 @@ class Batch:
             if (tensor := getattr(self, name)) is not None
         }
         return replace(self, **moved)
+
+
+def documents_of(windows_BT: np.ndarray, end_of_text: int) -> np.ndarray:
+    """Return the number of the document of each position within its window, int64 of shape (B, T).
+
+    An end-of-text token belongs to the document that it ends.
+    """
+    from pipelines.stream_kernels import number_documents
+
+    out = np.empty(windows_BT.shape, dtype=np.int64)
+    number_documents(windows_BT, end_of_text, out)
+    return out

@@ -13,11 +13,8 @@ from functools import cached_property
 import numpy as np
 
 from pipelines.errors import EmptyInput
-from pipelines.native import KERNEL
 from pipelines.plan import Plan
 from pipelines.shards import PassagePool, WindowStream
-
-ROUNDING = 1e-9
 
 
 class DataOrder:
@@ -136,23 +133,10 @@ def assign_sequences(shares: Mapping[str, float], num_sequences: int) -> np.ndar
     of the domains that are behind by ``1 / (2n - 2)`` or more, the next is the one that would reach the bound first
     (Tijdeman 1980, The chairman assignment problem). Taking the one furthest behind keeps no such bound beyond two.
     """
+    from pipelines.stream_kernels import assign
+
     wanted = np.asarray([shares[name] for name in sorted(shares)], dtype=np.float64)
     wanted /= wanted.sum()
     out = np.empty(num_sequences, dtype=np.int16)
-    _assign(wanted, np.zeros(len(wanted)), 1.0 / max(2 * len(wanted) - 2, 1), out)
+    assign(wanted, np.zeros(len(wanted)), 1.0 / max(2 * len(wanted) - 2, 1), out)
     return out
-
-
-@KERNEL
-def _assign(wanted: np.ndarray, behind: np.ndarray, least: float, out: np.ndarray) -> None:
-    for number in range(len(out)):
-        chosen, soonest = -1, np.inf
-        for domain in range(len(wanted)):
-            behind[domain] += wanted[domain]
-            if behind[domain] < least - ROUNDING or wanted[domain] <= 0.0:
-                continue
-            left = (1.0 - least - behind[domain]) / wanted[domain]
-            if left < soonest:
-                chosen, soonest = domain, left
-        out[number] = chosen
-        behind[chosen] -= 1.0

@@ -73,11 +73,10 @@ def _speed(run: Run) -> dict[str, float]:
         return {}
     rate = run.trained * run.tokens_per_step / run.seconds["all"]
     peak, _ = peak_flops(run.device, half=run.half)
-    cores = run.settings.processes if run.device.type == "cpu" else 1
     kinds = {f"{kind.replace(' ', '_')}_seconds": seconds for kind, seconds in run.seconds.items() if kind != "all"}
     return {
         "tokens_per_second": rate,
-        "model_flops_utilisation": rate * run.flops_per_token() / (peak * (run.world.size if run.device.type == "cuda" else cores)),
+        "model_flops_utilisation": rate * run.flops_per_token() / (peak * run.world.size),
         **kinds,
     }
 

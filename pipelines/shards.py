@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 from pipelines.documents import ROWS_PER_GROUP, read_batches, stable_fraction
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.manifests import Manifest, Member
-from pipelines.native import KERNEL
 
 TOKENS, DOCUMENTS, PASSAGES = "tokens.bin", "documents.parquet", "passages.parquet"
 
@@ -255,6 +254,8 @@ class WindowStream:
 
     def _copy(self, shard: np.ndarray, source: np.ndarray, target: np.ndarray, count: np.ndarray, out: np.ndarray) -> None:
         """Copy the pieces, each file's in the order in which they lie there."""
+        from pipelines.stream_kernels import copy_pieces
+
         place = np.lexsort((source, shard))
         bounds = np.searchsorted(shard[place], np.unique(shard), side="right").tolist()
         for low, high in pairwise([0, *bounds]):
@@ -263,52 +264,19 @@ class WindowStream:
             if (end := int((source[mine] + count[mine]).max())) > len(tokens):  # compiled code would read beyond the file
                 rule = f"token file {shard[mine[0]]} ends at {len(tokens)} tokens, but its index has a passage up to {end}"
                 raise GristmillError(f"{self.name}: {rule}; `gristmill verify tokenized_shards` names the shard: materialize it again")
-            _copy_pieces(tokens, source[mine], target[mine], count[mine], out)
+            copy_pieces(tokens, source[mine], target[mine], count[mine], out)
 
     def _permutation(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the order of the passages in `epoch`, and where each ends, its end of text included."""
+        from pipelines.stream_kernels import cumulate
+
         if self._epoch is None or self._epoch[0] != epoch:
             order = np.arange(len(self.pool), dtype=np.uint32 if len(self.pool) <= 2**32 else np.int64)
             np.random.Generator(np.random.Philox(key=[self.seed, epoch])).shuffle(order)
             ends = np.empty(len(order), dtype=np.int64)
-            _cumulate(self.pool.length, order, ends)
+            cumulate(self.pool.length, order, ends)
             self._epoch = (epoch, order, ends)
         return self._epoch[1], self._epoch[2]
-
-
-@KERNEL
-def _copy_pieces(tokens: np.ndarray, source: np.ndarray, target: np.ndarray, count: np.ndarray, out: np.ndarray) -> None:
-    for piece in range(len(source)):
-        first, at = source[piece], target[piece]
-        for place in range(count[piece]):
-            out[at + place] = tokens[first + place]
-
-
-@KERNEL
-def _cumulate(length: np.ndarray, order: np.ndarray, ends: np.ndarray) -> None:
-    end = 0
-    for place in range(len(order)):
-        end += length[order[place]] + 1
-        ends[place] = end
-
-
-def documents_of(windows_BT: np.ndarray, end_of_text: int) -> np.ndarray:
-    """Return the number of the document of each position within its window, int64 of shape (B, T).
-
-    An end-of-text token belongs to the document that it ends.
-    """
-    out = np.empty(windows_BT.shape, dtype=np.int64)
-    _number_documents(windows_BT, end_of_text, out)
-    return out
-
-
-@KERNEL
-def _number_documents(windows_BT: np.ndarray, end_of_text: int, out_BT: np.ndarray) -> None:
-    for window in range(windows_BT.shape[0]):
-        number = 0
-        for place in range(windows_BT.shape[1]):
-            out_BT[window, place] = number
-            number += windows_BT[window, place] == end_of_text
 
 
 def passage_pools(selection: Sequence[Member], shards: Sequence[Manifest], end_of_text: int) -> dict[str, PassagePool]:

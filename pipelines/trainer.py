@@ -177,7 +177,7 @@ class Run:
         saved = started = time.monotonic()
         first = self.step
         self.model.train()
-        with self._records(out) as records, self._writer(out, resumable) as writer:
+        with Records(out, writes=self.world.is_first) as records, self._writer(out, resumable) as writer:
             while self.step < until and not self.stopped_early:
                 self._rewind_point(out, records)
                 loss = self._guarded_step(out, records, writer)
@@ -380,11 +380,6 @@ class Run:
     def _carried(out: Path) -> tuple[Path, ...]:
         """Return what a resume point holds besides the state: the records, and the checkpoints that are kept."""
         return (*(out / name for name in RECORDS), out / KEPT)
-
-    @contextlib.contextmanager
-    def _records(self, out: Path) -> Iterator[Records]:
-        with Records(out, writes=self.world.is_first) as records:
-            yield records
 
     @contextlib.contextmanager
     def _writer(self, out: Path, resumable: bool) -> Iterator[CheckpointWriter | None]:  # noqa: FBT001

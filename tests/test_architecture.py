@@ -79,6 +79,7 @@ LAYERS = {
         "plugins",
         "progress",
         "row_groups",
+        "stream_kernels",
         "token_bytes",
         "words",
     ),

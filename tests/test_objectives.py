@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from pipelines import plugins
-from pipelines.batch import IGNORED, Batch, SpecialTokens
+from pipelines.batch import IGNORED, Batch, SpecialTokens, documents_of
 from pipelines.errors import GristmillError
 from pipelines.models import ModelSettings, hidden_states, new_model, prediction_head
-from pipelines.objectives import Objective, documents_of
+from pipelines.objectives import Objective
 from pipelines.objectives.causal import Causal
 from pipelines.objectives.masked import Masked
 
@@ -252,7 +252,7 @@ def test_an_end_of_text_belongs_to_the_document_it_ends(rows: list[list[int]]) -
             numbers.append(number)
             number += token == END
         expected.append(numbers)
-    assert documents_of(np.asarray(rows), TOKENS).tolist() == expected
+    assert documents_of(np.asarray(rows), TOKENS.end_of_text).tolist() == expected
 
 
 @settings(max_examples=50)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_world import World, build_world, publish
 
+from pipelines.batch import documents_of
 from pipelines.documents import stable_fraction
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.manifests import Member
@@ -19,7 +20,6 @@ from pipelines.shards import (
     PassagePool,
     TokenShard,
     WindowStream,
-    documents_of,
     held_out_documents,
     passage_pools,
     split_pool,

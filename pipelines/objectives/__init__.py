@@ -83,9 +83,3 @@ class Objective(Plugin):
     def _predicts_everywhere(self, batch: Batch) -> bool:
         """Return whether every position of `batch` has a target, known without looking."""
         return False
-
-
-def documents_of(inputs_BT: np.ndarray, tokens: SpecialTokens) -> np.ndarray:
-    """Return the number of each position's document within its window, int64; an end of text belongs to the document it ends."""
-    ends_BT = inputs_BT == tokens.end_of_text
-    return np.cumsum(ends_BT, axis=1) - ends_BT

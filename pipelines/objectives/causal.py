@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.batch import IGNORED, Batch, SpecialTokens
-from pipelines.objectives import Objective, documents_of
+from pipelines.batch import IGNORED, Batch, SpecialTokens, documents_of
+from pipelines.objectives import Objective
 
 
 class Causal(Objective):
@@ -25,7 +25,7 @@ class Causal(Objective):
         if not document_attention:
             return Batch(torch.tensor(inputs_BT), torch.tensor(targets_BT))
         targets_BT = np.where(inputs_BT == tokens.end_of_text, IGNORED, targets_BT)
-        return Batch(torch.tensor(inputs_BT), torch.tensor(targets_BT), torch.tensor(documents_of(inputs_BT, tokens)))
+        return Batch(torch.tensor(inputs_BT), torch.tensor(targets_BT), torch.tensor(documents_of(inputs_BT, tokens.end_of_text)))
 
     def _predicts_everywhere(self, batch: Batch) -> bool:
         return batch.documents_BT is None

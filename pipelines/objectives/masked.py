@@ -16,9 +16,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.batch import IGNORED, Attention, Batch, SpecialTokens
+from pipelines.batch import IGNORED, Attention, Batch, SpecialTokens, documents_of
 from pipelines.errors import GristmillError
-from pipelines.objectives import Objective, documents_of
+from pipelines.objectives import Objective
 
 ROUNDING = 1e-9
 
@@ -63,7 +63,7 @@ class Masked(Objective):
                 "tokenizer_config.json, or set mask_share: 0, random_share: 0.9"
             )
         inputs_BT = windows_BT[:, :-1].copy()
-        documents = torch.tensor(documents_of(inputs_BT, tokens)) if document_attention else None
+        documents = torch.tensor(documents_of(inputs_BT, tokens.end_of_text)) if document_attention else None
         targets_BT = np.full_like(inputs_BT, IGNORED)
         for row in range(len(inputs_BT)):
             self._corrupt(inputs_BT[row], targets_BT[row], generators[row], tokens)
