@@ -60,6 +60,8 @@ WARM_UP = 4
 HELD_OUT, DATA, CORPUS = "held_out.npy", "windows.npy", "corpus.json"
 CORPUS_BYTES = 30_000_000
 SPEED_STEPS = {3: 40, 10: 24, 30: 16}
+REPEATS = {3: 3, 10: 3, 30: 1}
+"""Runs of each speed, whose median counts, by size."""
 
 
 def main() -> None:
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3M alone, fewer steps")
     parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, help="millions of parameters")
     parser.add_argument("--steps", type=int, help="steps of the runs to a loss")
-    parser.add_argument("--repeat", type=int, help="runs of each speed, whose median counts")
+    parser.add_argument("--repeat", type=int, help="runs of each speed, whose median counts (3, 3 and 1)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each process")
     parser.add_argument("--parallel", type=int, default=2, help="processes at a time in the runs to a loss")
     parser.add_argument("--no-time-to-loss", action="store_true", help="speed alone")
@@ -269,7 +271,13 @@ def measured(job: Mapping[str, object]) -> dict:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{job} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"{job['engine']} {job['objective']} {job['size']}M, {job['steps']} steps {job['changes']}: "
+        f"{found['tokens_per_second']:,.0f} tokens/CPU-s, loss {found['loss']:.4f}, {found['cpu_seconds']:.0f} CPU-s",
+        file=sys.stderr,
+    )
+    return found
 
 
 def theirs(rate: float) -> dict[str, object]:
@@ -285,7 +293,7 @@ def compare(common: Mapping[str, object], size: int, objective: str, arguments: 
     plain = {**job, "engine": "ours", "changes": {"optimizer": "adamw", "compile": False}}
     other = {**job, "engine": "trainer", "changes": theirs(SPEED_RATE)}
     runs: dict[str, list[dict]] = {"trainer": [], "ours": [], "eager": []}
-    for _ in range(arguments.repeat or (1 if arguments.quick else 3)):
+    for _ in range(arguments.repeat or (1 if arguments.quick else REPEATS[size])):
         for name, one in (("trainer", other), ("ours", ours), ("eager", plain)):
             runs[name].append(measured(one))
     middle = {name: sorted(found, key=lambda run: run["seconds_per_step"])[len(found) // 2] for name, found in runs.items()}
@@ -312,13 +320,8 @@ def time_to_loss(common: Mapping[str, object], size: int, steps: int, parallel: 
     winner = next((n for n, found in enumerate(reached) if found["loss"] <= tried[best]["loss"]), None)
     target = tried[best]
     return {
-        "trainer": {
-            str(rate): {"loss": round(found["loss"], 4), "cpu_seconds": round(found["cpu_seconds"], 1)} for rate, found in tried.items()
-        },
-        "ours": {
-            str(length): {"loss": round(found["loss"], 4), "cpu_seconds": round(found["cpu_seconds"], 1)}
-            for length, found in zip(lengths, reached, strict=False)
-        },
+        "trainer": {str(rate): cost(found) for rate, found in tried.items()},
+        "ours": {str(length): cost(found) for length, found in zip(lengths, reached, strict=False)},
         "best_rate": best,
         "target_loss": round(target["loss"], 4),
         "steps": steps,
