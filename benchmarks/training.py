@@ -188,13 +188,14 @@ def train_theirs(job: dict, directory: Path) -> tuple[list[float], tuple[int, fl
     made = reopened(directory / CORPUS)
     torch.manual_seed(job["seed"])
     model = new_model(model_settings(job["size"], job["objective"]), special_tokens(made.tokenizer.directory), LENGTH)
-    windows = np.load(directory / DATA)[: job["steps"] * WINDOWS, :-1]
-    rows = [{"input_ids": torch.from_numpy(window)} for window in windows]
+    windows = np.load(directory / DATA)[: job["steps"] * WINDOWS]
+    rows = [{"input_ids": torch.from_numpy(window[:-1])} for window in windows]
     collator = default_data_collator
     if job["objective"] == "masked":
         collator = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(made.tokenizer.directory), mlm_probability=0.15)
     else:
-        rows = [{**row, "labels": row["input_ids"]} for row in rows]
+        targets = [torch.from_numpy(window[1:]) for window in windows]  # of every position, the last one too, as in ours
+        rows = [{**row, "labels": target, "shift_labels": target} for row, target in zip(rows, targets, strict=True)]
     clock: list[float] = []
 
     class Clock(TrainerCallback):
@@ -214,6 +215,7 @@ def train_theirs(job: dict, directory: Path) -> tuple[list[float], tuple[int, fl
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
+        remove_unused_columns=False,  # it would take shift_labels away
         max_grad_norm=1.0,
         seed=job["seed"],
         **job["changes"],
