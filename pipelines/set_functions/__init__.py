@@ -6,11 +6,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from pipelines.plugins import Plugin
 from pipelines.set_functions._neighbors import NeighborGraph
+
+
+@dataclass(frozen=True)
+class Points:
+    """What is chosen from, and what is known of it."""
+
+    embeddings: np.ndarray
+    """int16, shape ``(n, d)``: integer unit vectors."""
+    costs: np.ndarray | None = None
+    """int64, shape ``(n,)``: tokens, at least 1."""
+    scores: np.ndarray | None = None
+    """float64, shape ``(n,)``: of the recipe's rule, NaN where it has none."""
+    groups: np.ndarray | None = None
+    """int64, shape ``(n,)``: the domain of each point."""
+    queries: np.ndarray | None = None
+    """int16, shape ``(m, d)``: a target set that the selection is to be near to."""
+    earlier: np.ndarray | None = None
+    """int16, shape ``(k, d)``: what was picked before; the selection extends it."""
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
 
 
 @dataclass(frozen=True)
@@ -22,15 +44,24 @@ class Order:
     gains: np.ndarray
     """float64, shape ``(m,)``: the gain of each pick when it was picked."""
     graph: NeighborGraph | None = None
-    """The neighbour graph, where the function built one: the certificate is computed on it."""
+    """The graph in which all points represent each other, where the function built one: the certificate is computed on it."""
 
 
 class SetFunction(Plugin):
     """Base of every set function."""
 
-    def order(self, embeddings: np.ndarray) -> Order:
-        """Order the rows of `embeddings` (int16, shape ``(n, d)``, integer unit vectors) by greedy gain.
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Fields of `Points` beyond the embeddings that the order depends on where they are given; what a recipe gives and no function reads
+    is an error."""
+    is_independent: ClassVar[bool] = False
+    """Whether a point's place does not depend on which points are near it: such an order extends earlier picks as it is."""
 
-        The same rows give the same order whatever the thread count; ties go to the lowest index.
+    def order(self, points: Points) -> Order:
+        """Order `points` by greedy gain.
+
+        The same points give the same order whatever the thread count; ties go to the lowest index.
+
+        Raises:
+            GristmillError: the function needs something of the points that is absent, scores for example.
         """
         raise NotImplementedError

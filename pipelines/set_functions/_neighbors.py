@@ -1,4 +1,4 @@
-"""Integer cosine similarities: the exact nearest-neighbour graph, and the nearest of a set of picks.
+"""Integer cosine similarities: the graph of nearest neighbours, and the nearest of a set of picks.
 
 Dot products of integer unit vectors are exact in float32 (see `pipelines.embedders._grid`), so a matrix product gives the same
 bits whatever the BLAS, its blocking and its number of threads. (Not so with TF32 on a GPU.)
@@ -6,35 +6,131 @@ bits whatever the BLAS, its blocking and its number of threads. (Not so with TF3
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipelines.embedders._grid import UNIT
+from pipelines.engine import Engine
 
 BLOCK_ELEMENTS = 1 << 24
-"""Similarities held at once (64 MiB of float32)."""
-
-GROUPS = 16
+"""Similarities held at once by what looks at whole rows (64 MiB of float32)."""
+TILE_ROWS, TILE_COLUMNS = 512, 4096
+LONGEST_LIST = 256
+"""Neighbours up to which lists are kept while similarities come; more are found by sorting."""
 
 
 @dataclass(frozen=True)
 class NeighborGraph:
-    """For each of `num_points` points, its nearest points by integer cosine; only positive similarities are edges.
+    """For each represented point (a row), its nearest candidates by integer cosine; only positive similarities are edges.
 
-    Edges are sorted by `rows`, then by falling similarity, then by rising column.
+    A row's edges are sorted by falling similarity, then by rising column. Where points represent each other, rows and candidates are
+    the same and a point is its own neighbour.
     """
 
     num_points: int
-    rows: np.ndarray
-    """int32, shape ``(edges,)``: the point that is represented."""
+    """Candidates."""
     columns: np.ndarray
-    """int32, shape ``(edges,)``: the point that may represent it; a point is its own neighbour too."""
+    """int32, shape ``(rows, k)``: the candidates; -1 behind a row's last edge."""
     similarities: np.ndarray
-    """int32, shape ``(edges,)``: `UNIT` times the cosine."""
-    floors: np.ndarray
-    """int64, shape ``(num_points,)``: no similarity that is missing from a row's edges exceeds the row's floor."""
+    """int32, shape ``(rows, k)``: `UNIT` times the cosine; 0 behind a row's last edge."""
+    is_exact: bool = True
+    """Whether no candidate that is missing from a row is nearer than those that are there."""
+
+    @property
+    def num_rows(self) -> int:
+        """Points that are represented."""
+        return len(self.columns)
+
+    @property
+    def floors(self) -> np.ndarray:
+        """int64, shape ``(rows,)``: in an exact graph, no similarity that is missing from a row exceeds the row's floor."""
+        if not self.columns.shape[1]:
+            return np.zeros(self.num_rows, dtype=np.int64)
+        return self.similarities[:, -1].astype(np.int64)
+
+    def edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows, columns and similarities of all edges, row by row (int64, int32, int32)."""
+        there = self.similarities > 0
+        return np.nonzero(there)[0], self.columns[there], self.similarities[there]
+
+
+def empty_lists(rows: int, neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return columns and similarities of a graph without an edge."""
+    return np.full((rows, neighbors), -1, dtype=np.int32), np.zeros((rows, neighbors), dtype=np.int32)
+
+
+def neighbor_graph(embeddings: np.ndarray, neighbors: int) -> NeighborGraph:
+    """Return the exact graph of the `neighbors` nearest of every row of `embeddings` (int16, shape ``(n, d)``) among all rows.
+
+    Ties go to the lowest index. Costs ``n^2 d`` floating-point operations: each tile of the symmetric matrix serves its rows and its
+    columns. Needs memory for the rows in float32 and for one tile.
+    """
+    from pipelines.set_functions._neighbor_kernels import offer_columns, offer_rows
+
+    if neighbors > LONGEST_LIST:
+        return _sorted_graph(embeddings, neighbors)
+    points, ids = embeddings.astype(np.float32), np.arange(len(embeddings))
+    columns, similarities = empty_lists(len(points), neighbors)
+    least = np.empty(TILE_COLUMNS, dtype=np.float32)
+    with _Parts() as parts:
+        for first in range(0, len(points), TILE_ROWS):
+            rows = points[first : first + TILE_ROWS]
+            for start in range(first, len(points), TILE_COLUMNS):
+                block = rows @ points[start : start + TILE_COLUMNS].T
+                names = (ids[first : first + TILE_ROWS], ids[start : start + TILE_COLUMNS], columns, similarities)
+                parts.each(len(block), lambda low, high: offer_columns(block, *names, low, high))  # noqa: B023  done before the next
+                below = min(max(0, first + len(block) - start), block.shape[1])  # what lies within the rows themselves is offered once
+                parts.each(block.shape[1] - below, lambda low, high: offer_rows(block, *names, least, below + low, below + high))  # noqa: B023
+    return NeighborGraph(len(points), columns, similarities)
+
+
+def _sorted_graph(embeddings: np.ndarray, neighbors: int) -> NeighborGraph:
+    """Return the graph by sorting whole rows: lists take time that grows with the square of their length."""
+    columns, similarities = empty_lists(len(embeddings), neighbors)
+    for start, block in similarity_blocks(embeddings, embeddings):
+        order = np.argsort(-block, axis=1, kind="stable")[:, :neighbors]
+        nearest = np.take_along_axis(block, order, axis=1)
+        part = slice(start, start + len(block)), slice(0, order.shape[1])
+        columns[part], similarities[part] = np.where(nearest > 0, order, -1), np.maximum(nearest, 0)
+    return NeighborGraph(len(embeddings), columns, similarities)
+
+
+def nearest_candidates(points: np.ndarray, candidates: np.ndarray, neighbors: int) -> NeighborGraph:
+    """Return the exact graph of the `neighbors` nearest rows of `candidates` for every row of `points` (int16, ``(m, d)``, ``(n, d)``)."""
+    from pipelines.set_functions._neighbor_kernels import offer_columns
+
+    ids = np.arange(max(len(points), len(candidates)))
+    columns, similarities = empty_lists(len(points), neighbors)
+    with _Parts() as parts:
+        for start in range(0, len(candidates), TILE_COLUMNS):
+            others = candidates[start : start + TILE_COLUMNS].astype(np.float32).T
+            for first in range(0, len(points), TILE_ROWS):
+                block = points[first : first + TILE_ROWS].astype(np.float32) @ others
+                names = (ids[first : first + len(block)], ids[start : start + block.shape[1]], columns, similarities)
+                parts.each(len(block), lambda low, high: offer_columns(block, *names, low, high))  # noqa: B023  done before the next
+    return NeighborGraph(len(candidates), columns, similarities)
+
+
+class _Parts:
+    """Threads that share the rows of a block; compiled loops give up the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self._threads = Engine().num_workers
+        self._pool = ThreadPoolExecutor(self._threads)
+
+    def __enter__(self) -> _Parts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def each(self, count: int, work: Callable[[int, int], None]) -> None:
+        """Call `work` with bounds that together cover ``0..count``."""
+        bounds = [count * number // self._threads for number in range(self._threads + 1)]
+        list(self._pool.map(work, bounds[:-1], bounds[1:]))
 
 
 def similarity_blocks(points: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -45,60 +141,14 @@ def similarity_blocks(points: np.ndarray, others: np.ndarray) -> Iterator[tuple[
         yield start, points[start : start + size].astype(np.float32) @ transposed
 
 
-def neighbor_graph(embeddings: np.ndarray, neighbors: int) -> NeighborGraph:
-    """Return the exact graph of the `neighbors` nearest points of every row of `embeddings` (int16, shape ``(n, d)``).
-
-    Ties go to the lowest index. Costs ``2 n^2 d`` floating-point operations and memory for one block.
-    """
-    padded = np.concatenate([embeddings, np.zeros((-len(embeddings) % GROUPS, embeddings.shape[1]), dtype=embeddings.dtype)])
-    parts = [_nearest(block, neighbors, start) for start, block in similarity_blocks(embeddings, padded)]
-    none = np.zeros(0, dtype=np.int32)
-    rows, columns, similarities = (np.concatenate([none, *(part[field] for part in parts)]) for field in range(3))
-    degrees = np.bincount(rows, minlength=len(embeddings))
-    ends = np.cumsum(degrees)
-    full = degrees >= neighbors
-    floors = np.zeros(len(embeddings), dtype=np.int64)
-    floors[full] = similarities[ends[full] - 1]
-    return NeighborGraph(len(embeddings), rows, columns, similarities, floors)
-
-
-def _nearest(block: np.ndarray, neighbors: int, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the edges of a block of rows (float32, shape ``(rows, n)``, n a multiple of `GROUPS`).
-
-    The `neighbors`-th largest of the maxima over groups of columns is at most the `neighbors`-th largest similarity, so
-    comparing with it keeps every neighbour and little else; only what it keeps is sorted.
-    """
-    maxima = block.reshape(len(block), GROUPS, -1).max(axis=1)
-    num_groups = maxima.shape[1]
-    bounds = np.ones(len(block), dtype=np.float32)
-    if num_groups >= neighbors:
-        bounds = np.maximum(bounds, np.partition(maxima, num_groups - neighbors, axis=1)[:, num_groups - neighbors])
-    flat = np.flatnonzero(block >= bounds[:, None])
-    rows, columns = np.divmod(flat, block.shape[1])
-    similarities = block.reshape(-1)[flat].astype(np.int32)
-    order = np.lexsort((columns, -similarities, rows))
-    rows, columns, similarities = rows[order], columns[order], similarities[order]
-    counts = np.bincount(rows, minlength=len(block))
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = place < neighbors
-    return (rows[kept] + start).astype(np.int32), columns[kept].astype(np.int32), similarities[kept]
-
-
 def nearest_pick(embeddings: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return for every row of `embeddings` the nearest row among `picks`, over all pairs.
+    """Return for every row of `embeddings` the nearest of the rows `picks` (int16, shape ``(m, d)``), over all pairs.
 
     Returns:
         Its place in `picks` (int64, shape ``(n,)``, the earliest of equals) and the integer similarity (int64, at least 0).
     """
-    place = np.zeros(len(embeddings), dtype=np.int64)
-    similarity = np.zeros(len(embeddings), dtype=np.int64)
-    if not len(picks):
-        return place, similarity
-    for start, block in similarity_blocks(embeddings, embeddings[picks]):
-        stop = start + len(block)
-        place[start:stop] = block.argmax(axis=1)
-        similarity[start:stop] = block[np.arange(len(block)), place[start:stop]]
-    return place, np.maximum(similarity, 0)
+    graph = nearest_candidates(embeddings, picks, 1)
+    return np.maximum(graph.columns[:, 0], 0).astype(np.int64), graph.similarities[:, 0].astype(np.int64)
 
 
 def coverage_along(embeddings: np.ndarray, picks: np.ndarray, sizes: np.ndarray, *, max_points: int = 2_000) -> np.ndarray:

@@ -3,75 +3,139 @@
 f(S) = sum over points i of max(0, max over j in S of cos(i, j)). The greedy order is within 1 - 1/e of the optimum at every
 prefix (Nemhauser, Wolsey, Fisher 1978). It is computed exactly on the graph of nearest neighbours, where a pair that
 is no edge counts 0; Wei, Iyer, Bilmes 2014 ("Fast multi-stage submodular maximization") give the argument for such a graph.
+
+With a target set the represented points are the queries, in one of two ways (Kothawade et al. 2022, "PRISM", table 1): FLQMI,
+f(S) = sum over queries q of max over S of cos(q, j) + eta * sum over S of max over queries of cos(j, q); or FLVMI, the sum over all points
+of min(max over S of cos(i, j), eta * max over queries of cos(i, q)). What was picked earlier is covered already: only what a
+pick adds to it counts (the conditional gain of the same table, nu = 1).
 """
 
 from __future__ import annotations
+
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from pipelines.embedders._grid import UNIT
-from pipelines.set_functions import Order, SetFunction
-from pipelines.set_functions._neighbors import NeighborGraph, neighbor_graph
+from pipelines.errors import GristmillError
+from pipelines.set_functions import Order, Points, SetFunction
+from pipelines.set_functions._greedy import Picks, coverage_order
+from pipelines.set_functions._neighbors import NeighborGraph, nearest_candidates, nearest_pick, neighbor_graph
+from pipelines.set_functions._tables import clustered_graph
+
+LARGEST_WEIGHT = 10
 
 
 class FacilityLocation(SetFunction):
     """Exact greedy over the graph of nearest neighbours."""
 
-    neighbors: int = Field(default=32, ge=1)
-    """Edges per point. At 25% of 10,000 TF-IDF/SVD vectors dense greedy covers 0.8036, 32 edges 0.8032, 8 edges 0.8018."""
+    reads: ClassVar[tuple[str, ...]] = ("costs", "scores", "groups", "queries", "earlier")
 
-    def order(self, embeddings: np.ndarray) -> Order:
+    neighbors: int | None = Field(default=None, ge=1)
+    """Edges per point; 32 where the graph is exact, else 16. At 25% of 10,000 TF-IDF/SVD vectors dense greedy covers 0.8036,
+    32 edges 0.8032, 8 edges 0.8018."""
+    exact_up_to: int = Field(default=100_000, ge=0)
+    """Points up to which every pair is compared; beyond, points are compared within the cells of several clusterings."""
+    tables: int = Field(default=4, ge=1)
+    """Clusterings."""
+    probes: int = Field(default=2, ge=1)
+    """Cells of each clustering that a point is compared with."""
+    seed: int = 0
+    """Of the clusterings."""
+    weights: Literal["equal", "tokens", "low_score", "high_score"] = "equal"
+    """What covering a point counts: 1, its tokens, or from 1 to 10 by the decile of its score within the domain, more for a low (or high)
+    score."""
+    per_token: bool = False
+    """Whether the gain by token decides, not the gain by passage: under a budget of tokens short passages then come earlier."""
+    towards: Literal["flqmi", "flvmi"] = "flqmi"
+    """What is represented where there is a target set: the queries, or all points as far as queries are near them."""
+    eta: float = Field(default=1.0, ge=0)
+    """Weight of the queries' side, see above; kept to three digits in FLQMI."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the exact graph and the order are computed; the bytes are the same. `auto` takes a GPU where there is one."""
+
+    def order(self, points: Points) -> Order:
         """Order by marginal coverage; a point that improves no point's coverage is left out."""
-        graph = neighbor_graph(embeddings, self.neighbors)
-        picks, gains = greedy_order(graph)
+        on_gpu = self._on_gpu()
+        graph = self.graph(points.embeddings)
+        settings = {"costs": points.costs if self.per_token else None}
+        if points.queries is not None and self.towards == "flqmi":
+            return self._towards_queries(points, graph, settings)
+        represented = graph
+        if points.queries is not None:
+            represented = _clipped(graph, self.eta * nearest_pick(points.embeddings, points.queries)[1])
+        covered = nearest_pick(points.embeddings, points.earlier)[1] if points.earlier is not None else None
+        picks, gains = self._picks(represented, on_gpu=on_gpu, covered=covered, weights=self._weights(points), **settings)
         return Order(picks=picks, gains=gains / UNIT, graph=graph)
 
+    def graph(self, embeddings: np.ndarray) -> NeighborGraph:
+        """Return the graph of nearest neighbours of `embeddings` (int16, shape ``(n, d)``)."""
+        on_gpu = self._on_gpu()
+        exact = on_gpu or len(embeddings) <= self.exact_up_to
+        neighbors = self.neighbors or (32 if exact else 16)
+        if on_gpu:
+            from pipelines.set_functions._rounds import neighbor_graph_on
 
-def greedy_order(graph: NeighborGraph) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sequential greedy order on `graph` and the integer gains, both int64, until no gain is left.
+            return neighbor_graph_on("cuda", embeddings, embeddings, neighbors)
+        if exact:
+            return neighbor_graph(embeddings, neighbors)
+        return clustered_graph(embeddings, neighbors, tables=self.tables, probes=self.probes, seed=self.seed)
 
-    Computed in rounds. Two candidates conflict where they share a point whose coverage both would raise. A candidate that beats
-    (by gain, then by lower index) every candidate it conflicts with has the gain that sequential greedy would find when it gets
-    there, so all such candidates are taken in one round; sorted by gain, then index, the picks are the sequential order.
-    """
-    rows, columns, similarities = graph.rows, graph.columns, graph.similarities.astype(np.int64)
-    covered = np.zeros(graph.num_points, dtype=np.int64)
-    gains = _sums(columns, similarities, graph.num_points)
-    picks, taken_gains = [], []
-    while len(rows):
-        winners = _winners(rows, columns, gains, graph.num_points)
-        picks.append(winners)
-        taken_gains.append(gains[winners])
-        taken = np.zeros(graph.num_points, dtype=bool)
-        taken[winners] = True
-        chosen = taken[columns]
-        raised = covered.copy()
-        raised[rows[chosen]] = similarities[chosen]
-        before, after = covered[rows], raised[rows]
-        touched = after > before
-        lost = np.minimum(similarities, after)[touched] - before[touched]
-        gains -= _sums(columns[touched], lost, graph.num_points)
-        alive = similarities > after
-        rows, columns, similarities, covered = rows[alive], columns[alive], similarities[alive], raised
-    if not picks:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    all_picks, all_gains = np.concatenate(picks), np.concatenate(taken_gains)
-    order = np.lexsort((all_picks, -all_gains))
-    return all_picks[order], all_gains[order]
+    def _picks(self, graph: NeighborGraph, *, on_gpu: bool, **settings: np.ndarray | None) -> Picks:
+        if not on_gpu:
+            return coverage_order(graph, **settings)
+        from pipelines.set_functions._rounds import coverage_order_in_rounds
+
+        return coverage_order_in_rounds(graph, device="cuda", **settings)
+
+    def _towards_queries(self, points: Points, graph: NeighborGraph, settings: dict[str, np.ndarray | None]) -> Order:
+        """Order by FLQMI: the rows of the graph are the queries, all candidates their neighbours."""
+        if not len(points.queries):
+            raise GristmillError("the target set holds no passage; name domains in selection.towards that hold kept training documents")
+        nearest = nearest_candidates(points.queries, points.embeddings, min(len(points), MOST_PER_QUERY))
+        thousandths = round(self.eta * 1000)
+        bonus = nearest_pick(points.embeddings, points.queries)[1] * thousandths
+        covered = nearest_pick(points.queries, points.earlier)[1] if points.earlier is not None else None
+        weights = np.full(len(points.queries), 1000, dtype=np.int64)
+        picks, gains = coverage_order(nearest, weights=weights, covered=covered, bonus=bonus, **settings)
+        return Order(picks=picks, gains=gains / (1000 * UNIT), graph=graph)
+
+    def _weights(self, points: Points) -> np.ndarray | None:
+        """Return what each point counts, int64 from 1 to `LARGEST_WEIGHT`; a point without a score counts 1."""
+        if self.weights == "equal":
+            return None
+        if self.weights == "tokens":
+            return points.costs
+        if points.scores is None:
+            raise GristmillError(
+                f"facility_location: weights {self.weights!r} need a score; name a rule in selection.score, e.g. perplexity.log_perplexity"
+            )
+        groups = points.groups if points.groups is not None else np.zeros(len(points), dtype=np.int64)
+        weights = np.ones(len(points), dtype=np.int64)
+        for group in np.unique(groups):
+            mine = np.flatnonzero((groups == group) & ~np.isnan(points.scores))
+            ranked = mine[np.argsort(points.scores[mine], kind="stable")]
+            decile = LARGEST_WEIGHT * np.arange(len(ranked)) // max(1, len(ranked))
+            weights[ranked] = LARGEST_WEIGHT - decile if self.weights == "low_score" else decile + 1
+        return weights
+
+    def _on_gpu(self) -> bool:
+        if self.device == "cpu":
+            return False
+        import torch
+
+        there = torch.cuda.is_available()
+        if self.device == "cuda" and not there:
+            raise GristmillError("facility_location: device 'cuda' is asked for and there is none; set device to auto or cpu")
+        return there
 
 
-def _winners(rows: np.ndarray, columns: np.ndarray, gains: np.ndarray, num_points: int) -> np.ndarray:
-    """Return the candidates that are the best one at each point they would raise; `rows` is sorted."""
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    lengths = np.diff(starts, append=len(rows))
-    gain = gains[columns]
-    is_best = gain == np.repeat(np.maximum.reduceat(gain, starts), lengths)
-    lowest = np.minimum.reduceat(np.where(is_best, columns, num_points), starts)
-    won = np.bincount(lowest, minlength=num_points)
-    return np.flatnonzero((won > 0) & (won == np.bincount(columns, minlength=num_points)))
+MOST_PER_QUERY = 256
+"""Candidates that represent a query at most."""
 
 
-def _sums(columns: np.ndarray, values: np.ndarray, num_points: int) -> np.ndarray:
-    """Return int64 sums of `values` by column; float64 holds them exactly (below 2**53 up to 5e8 points)."""
-    return np.bincount(columns, weights=values, minlength=num_points).astype(np.int64)
+def _clipped(graph: NeighborGraph, limits: np.ndarray) -> NeighborGraph:
+    """Return `graph` with no similarity of a row above its limit; the order within a row stays falling."""
+    clipped = np.minimum(graph.similarities, limits.astype(np.int64)[:, None]).astype(np.int32)
+    return NeighborGraph(graph.num_points, np.where(clipped > 0, graph.columns, -1), clipped, is_exact=graph.is_exact)
