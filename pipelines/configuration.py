@@ -69,6 +69,7 @@ def read_recipe(path: Path, project: Project) -> Recipe:
             if domain not in recipe.domains:
                 problems.append(f"{where}: {stage}.domains: unknown domain {domain!r}{suggestion(domain, recipe.domains)}")
             problems += _filter_problems(f"{where}: {stage}.domains.{domain}", filters, fields=False)
+    problems += _selection_problems(where, recipe, project)
     phases = (recipe.general, recipe.mixture.phase, *recipe.pretraining)
     wanted = [("set_functions", recipe.selection.function, recipe.selection.settings)]
     wanted += [("optimizers", recipe.training.optimizer, recipe.training.optimizer_settings)]
@@ -92,6 +93,18 @@ def read_recipe(path: Path, project: Project) -> Recipe:
     ]
     _raise(list(dict.fromkeys(problems)))
     return recipe
+
+
+def _selection_problems(where: str, recipe: Recipe, project: Project) -> list[str]:
+    score = recipe.selection.score
+    named = {domain for domains in recipe.selection.towards.values() for domain in domains}
+    problems = [
+        f"{where}: selection.towards: unknown domain {domain!r}{suggestion(domain, recipe.domains)}"
+        for domain in sorted(named - {*recipe.domains})
+    ]
+    if score and score.partition(".")[0] not in (*project.scored("quality"), *project.scored("toxicity")):
+        problems.append(f"{where}: selection.score: {score.partition('.')[0]} is not scored; add it under `quality` in project.yaml")
+    return problems
 
 
 def _read_recipe_settings(path: Path) -> tuple[Recipe, list[str]]:

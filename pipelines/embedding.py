@@ -23,9 +23,12 @@ from pipelines.embedders._grid import NORM, to_integer_rows
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.manifests import Check, Manifest, Member, Outcome
 from pipelines.plugins import Settings
+from pipelines.store import advisory
 
-PASSAGE_SCHEMA = pa.schema([("id", pa.string()), ("passage", pa.int32()), ("start", pa.int64()), ("end", pa.int64())])
-"""`start` and `end` are character offsets into the document's cleaned text."""
+PASSAGE_SCHEMA = pa.schema(
+    [("id", pa.string()), ("passage", pa.int32()), ("start", pa.int64()), ("end", pa.int64()), ("bytes", pa.int64())]
+)
+"""`start` and `end` are character offsets into the document's cleaned text; `bytes` is the length of the passage in UTF-8."""
 
 EMBEDDER_FILE = "embedder.json"
 BATCH = 1_000
@@ -127,7 +130,8 @@ def embed_documents(settings: EmbeddingSettings, out: Path, *, cleaned: Manifest
             cuts = passages(text, settings.max_characters)
             documents, without_text, characters = documents + 1, without_text + (not cuts), characters + len(text)
             for number, (start, end) in enumerate(cuts):
-                writer.write({"id": name, "passage": number, "start": start, "end": end})
+                size = len(text[start:end].encode())
+                writer.write({"id": name, "passage": number, "start": start, "end": end, "bytes": size})
     zeros = 0
     dimensions = plugin.embed([""], embedder.directory).shape[1]
     pieces = (text[start:end] for _, text in _texts(cleaned) for start, end in passages(text, settings.max_characters))
@@ -193,6 +197,7 @@ def vectors_on_grid(draft: Manifest) -> Check:
     return Check(name="vectors_on_grid", passed=off == 0, description=f"rows have norm {NORM} or 0", metadata={"off": off})
 
 
+@advisory
 def few_zero_vectors(draft: Manifest) -> Check:
     """At most 1% of the passages have no vector; more means that the embedder does not know this text."""
     zeros, total = sum(int((norms == 0).sum()) for norms in _norms(draft)), max(1, draft.counts["passages"])
@@ -200,7 +205,6 @@ def few_zero_vectors(draft: Manifest) -> Check:
         name="few_zero_vectors",
         passed=zeros <= LARGEST_ZERO_SHARE * total,
         description=f"at most {LARGEST_ZERO_SHARE:.0%} of the passages hold no known word",
-        blocking=False,
         metadata={"zero_vectors": zeros, "share": zeros / total},
     )
 

@@ -30,7 +30,7 @@ from pipelines.mixture import MixtureSettings, RatioSettings
 from pipelines.models import ModelSettings
 from pipelines.plan import Phase, RunSettings, SampleSettings, TrainingSettings, ValidationSettings
 from pipelines.plugins import Settings
-from pipelines.selection import Budget, SelectionSettings
+from pipelines.selection import SelectionChoices, SelectionSettings
 from pipelines.tokenization import PassageSettings, TokenizerSettings
 from pipelines.training import GeneralSettings, ProbeSettings
 
@@ -191,17 +191,8 @@ class Roles(Settings):
     """Only measured on."""
 
 
-class Selection(Settings):
+class Selection(SelectionChoices):
     """Which passages are trained on."""
-
-    function: str = "facility_location"
-    """A plugin of `set_functions/`."""
-    settings: dict[str, Json] = Field(default_factory=dict)
-    """Settings of the set function."""
-    budget: dict[Literal["general", "target"], Budget]
-    """Share of the tokens of the role, or a number of tokens."""
-    seed: int = 0
-    """Of the random baseline and of random set functions."""
 
 
 class Training(RunSettings):
@@ -317,13 +308,7 @@ class Recipe(Settings):
     def selection_settings(self) -> SelectionSettings:
         """Return the settings of the subset selection."""
         roles = {domain: role for domain, role in self.role_of.items() if role != "evaluation"}
-        return SelectionSettings(
-            function=self.selection.function,
-            settings=self.selection.settings,
-            roles=roles,
-            budget=self.selection.budget,
-            seed=self.selection.seed,
-        )
+        return SelectionSettings(roles=roles, **dict(self.selection))
 
     def general_settings(self) -> GeneralSettings:
         """Return the run of the general checkpoint."""

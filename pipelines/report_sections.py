@@ -22,26 +22,27 @@ MAX_FINDING = 400
 """Characters of what the checks of one kind found, before every check is listed."""
 
 COUNTS = (
-    "artifacts available_tokens characters documents documents_in dropped kept kept_held_out kept_train parameters passage passages passed "
-    "lost_characters lost_documents lost_tokens planned_tokens quarantined represented seed selected_passages selected_tokens "
-    "snapshots steps tokens tokens_per_second"
+    "absorbed_passage artifacts available_tokens characters documents documents_in dropped kept kept_held_out kept_train lost_characters "
+    "lost_documents lost_tokens own_tokens parameters passage passages passed planned_tokens quarantined represented seed "
+    "selected_passages selected_tokens snapshots steps tokens tokens_per_second"
 )
 FORMS: dict[str, Form] = {
     **dict.fromkeys(COUNTS.split(), count),
     **dict.fromkeys(("share", "share_characters_lost", "share_before", "share_after", "share_dropped"), percent),
-    **dict.fromkeys(("bits_per_byte_before", "bits_per_byte_after", "loss_before", "loss_after", "mean_similarity"), decimals(3)),
+    **dict.fromkeys(("bits_per_byte_before", "bits_per_byte_after", "loss_before", "loss_after"), decimals(3)),
+    **dict.fromkeys(("mean_similarity", "absorbed_similarity"), decimals(3)),
     **dict.fromkeys(("bits_per_byte_change", "loss_change"), CHANGE),
     **dict.fromkeys(("general_delta", "target_delta"), decimals(4, sign=True)),
     **dict.fromkeys(("bytes", "peak_memory"), size),
     **dict.fromkeys(("epochs", "ratio"), decimals(2)),
     **dict.fromkeys(("bytes_per_token", "tokens_per_word"), decimals(2)),
-    "own_tokens": count,
     "vocabulary_share": percent,
     "general_standard_error": decimals(4),
     "seconds": decimals(1),
 }
 """How the values of a column are written; those of any other are text."""
 HEADINGS = {
+    "absorbed_id": "Absorbed document",
     "available_tokens": "Tokens at hand",
     "bits_per_byte_after": "After",
     "bits_per_byte_before": "Before",
@@ -266,28 +267,49 @@ def deduplication(made: Artifacts) -> str:
 CERTIFICATE = {
     "coverage": ("Coverage: mean cosine to the nearest selected passage", decimals(4)),
     "coverage_random": ("Coverage of random passages with as many tokens", decimals(4)),
-    "upper_bound": ("Coverage that no equally large set exceeds", decimals(4)),
-    "certified_ratio": ("Coverage as a share of that bound", percent),
+    "coverage_greedy": ("Coverage of greedy facility location with as many tokens", decimals(4)),
+    "upper_bound": ("Coverage that no set of as many passages and tokens exceeds", decimals(4)),
+    "upper_bound_of_tokens": ("The same of as many tokens, however short the passages", decimals(4)),
+    "bound_is_certain": ("Both bounds are proven (1), or estimated on a sample (0)", count),
+    "gap_share": ("Share of the way from random to greedy", percent),
     "gap_share_at_least": ("Share of the way from random to the bound", percent),
+    "certified_ratio": ("Coverage as a share of the bound", percent),
     "selected_share": ("Share of tokens selected", percent),
     "random_share_for_same_coverage": ("Share of tokens that random choice needs for that coverage", percent),
+    "neighbor_recall": ("Share of true nearest neighbours that the graph holds", percent),
+    "zero_gain_passages": ("Passages that add nothing, and are never selected", count),
+    "query_coverage": ("Mean cosine of the target set to the nearest selected passage", decimals(4)),
+    "query_coverage_random": ("The same with random passages", decimals(4)),
 }
+COVERS = (
+    "With {selected_share} of the {role} tokens the selection covers as much as {random_share_for_same_coverage} drawn at random would: "
+    "{gap_share_at_least} of the way from random to the bound."
+)
+ABSORBED = {
+    "most_absorbed": "Selected passages that represent most others, and the nearest of these",
+    "near_duplicates": "Selected passages and the nearest duplicates that they stand for",
+}
+ABSORBED_COLUMNS = "role domain id passage represented mean_similarity absorbed_domain absorbed_id absorbed_passage absorbed_similarity"
 
 
 def selection(made: Artifacts) -> str:
-    """Write the certificate of each role, and the shares of the domains before and after."""
-    metrics = made.selection.outcome.metrics
-    roles = [role for role in ("general", "target") if any(f"{role}_{key}" in metrics for key in CERTIFICATE)]
-    rows = [(name, {role: form(metrics.get(f"{role}_{key}")) for role in roles}) for key, (name, form) in CERTIFICATE.items()]
-    certificate = [{"measure": name, **values} for name, values in rows if values]
-    shares = "role domain passages selected_passages tokens selected_tokens share_before share_after"
-    absorbed = [{**row, "id": code(row.get("id"))} for row in _table(made.selection, "most_absorbed")]
-    represent = table(absorbed, _columns("role domain id passage represented mean_similarity"))
+    """Write the certificate of each role, the shares of the domains before and after, and which passages stand for most others."""
+    found = {**made.selection.counts, **made.selection.outcome.metrics}
+    roles = [role for role in ("general", "target") if any(f"{role}_{key}" in found for key in CERTIFICATE)]
+    shown = {role: {key: form(found.get(f"{role}_{key}")) for key, (_, form) in CERTIFICATE.items()} for role in roles}
+    said = [COVERS.format(role=role, **shown[role]) for role in roles if f"{role}_gap_share_at_least" in found]
+    measured = [key for key in CERTIFICATE if any(f"{role}_{key}" in found for role in roles)]
+    certificate = [{"measure": CERTIFICATE[key][0], **{role: shown[role][key] for role in roles}} for key in measured]
+    amounts = "passages selected_passages tokens selected_tokens"
+    names = ("id", "absorbed_id")
+    absorbed = {key: [row | {name: code(row.get(name)) for name in names} for row in _table(made.selection, key)] for key in ABSORBED}
     return (
-        table(certificate, [*_columns("measure"), *(Column(role, _words(role), number) for role in roles)])
+        paragraph(" ".join(said))
+        + table(certificate, [*_columns("measure"), *(Column(role, _words(role), number) for role in roles)])
         + figures(_plots(made.selection, "Selection:"))
-        + table(_table(made.selection, "by_domain"), _columns(shares))
-        + folded("Selected passages that represent most others", represent)
+        + table(_table(made.selection, "by_domain"), _columns(f"role domain {amounts} share_before share_after"))
+        + folded("By snapshot", table(_table(made.selection, "by_snapshot"), _columns(f"role snapshot {amounts}")))
+        + "".join(folded(name, table(absorbed[key], _columns(ABSORBED_COLUMNS))) for key, name in ABSORBED.items())
     )
 
 

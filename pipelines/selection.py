@@ -1,34 +1,37 @@
-"""Selection: rank the passages of the kept training documents, and take a prefix of the ranking within a token budget.
+"""Selection: rank the passages of the kept training documents, and take a prefix of the ranking within a budget.
 
 Per role (general, target) one global order over all snapshots and domains of the role. The whole order is stored, so that every
 budget is a prefix of it. Passages that add nothing are ranked last and never selected; a budget they leave unfilled is reported.
 A certificate says how good the prefix is: its coverage, that of random passages with as many tokens, and a value that the coverage
 of no equally large set exceeds.
+
+With `arrival: by_snapshot` each snapshot has its own share of the budget and is ordered given what earlier ones gave: a new snapshot
+extends the selection, and what was selected before stays, as long as the documents of the earlier snapshots are decided alike. That
+order is of one fraction: with another, later snapshots are ordered given other picks.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 
-import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines import plugins
-from pipelines.documents import split_partition, write_table
+from pipelines.candidates import Candidates, Sources, Unit
+from pipelines.documents import write_table
 from pipelines.embedders._grid import UNIT
-from pipelines.errors import EmptyInput, GristmillError, MissingArtifact
-from pipelines.manifests import Check, Json, Manifest, Outcome
-from pipelines.plots import new_figure, save_figure
+from pipelines.errors import EmptyInput, UnknownName
+from pipelines.manifests import Json, Manifest, Outcome
 from pipelines.plugins import Settings
-from pipelines.set_functions import Order
-from pipelines.set_functions._certificate import Certificate, certify, num_within
+from pipelines.selection_audits import document_counts, order_sha256, tokens_by_domain, tokens_by_snapshot
+from pipelines.selection_plots import RolePicture, draw
+from pipelines.set_functions import Order, SetFunction
+from pipelines.set_functions._certificate import Certificate, Represented, certify, num_within, represent
 from pipelines.set_functions._neighbors import nearest_pick
 
 Role = Literal["general", "target"]
@@ -44,6 +47,7 @@ SELECTION_SCHEMA = pa.schema(
         ("rank", pa.int64()),
         ("gain", pa.float64()),
         ("tokens", pa.int64()),
+        ("bytes", pa.int64()),
         ("selected", pa.bool_()),
         ("representative_id", pa.string()),
         ("representative_passage", pa.int32()),
@@ -52,84 +56,169 @@ SELECTION_SCHEMA = pa.schema(
 )
 """`rank` counts from 0 within the role; the representative is the nearest selected passage, null where no cosine is above 0."""
 
-MOST_ABSORBED = 10
-
-CANDIDATES = """
-    WITH train AS (
-        SELECT id FROM read_parquet($decisions)
-        WHERE kept AND split = 'train' AND domain = $domain AND CAST(snapshot AS VARCHAR) = $snapshot
-    ),
-    embedded AS (SELECT * FROM read_parquet($passages, file_row_number = true) SEMI JOIN train USING (id)),
-    tokenized AS (SELECT id, passage, length FROM read_parquet($shard) SEMI JOIN train USING (id))
-    SELECT e.file_row_number AS row, id, passage, t.length AS tokens
-    FROM embedded e FULL JOIN tokenized t USING (id, passage) ORDER BY row
-"""
+ABSORBED = 10
+"""Rows of the tables of absorbed passages, by role."""
+ROWS_AT_ONCE = 8_192
 
 
 class Budget(Settings):
-    """How much of a role's text is selected: one of the two fields."""
+    """How much of a role's text is selected: one of the four fields."""
 
     fraction: float | None = Field(default=None, gt=0, le=1)
     """Share of the candidates' tokens."""
     tokens: int | None = Field(default=None, ge=1)
     """Tokens."""
+    documents: int | None = Field(default=None, ge=1)
+    """Documents of which a passage is selected."""
+    bytes: int | None = Field(default=None, ge=1)
+    """UTF-8 bytes of the passages."""
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Budget:
-        if (self.fraction is None) == (self.tokens is None):
-            raise ValueError(f"a budget gives either fraction or tokens, not {'neither' if self.tokens is None else 'both'}")
+    def _one_of_four(self) -> Budget:
+        given = [name for name in Budget.model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a budget gives one of {', '.join(Budget.model_fields)}; given: {', '.join(given) or 'none'}")
         return self
 
+    @property
+    def unit(self) -> Unit:
+        """What is counted; a fraction is one of tokens."""
+        return "documents" if self.documents is not None else "bytes" if self.bytes is not None else "tokens"
+
     def of(self, tokens: int) -> int:
-        """Return the budget in tokens when the candidates hold `tokens`."""
-        return self.tokens if self.tokens is not None else int(self.fraction * tokens)
+        """Return the budget in its unit, when the candidates hold `tokens`."""
+        return int(self.fraction * tokens) if self.fraction is not None else getattr(self, self.unit)
 
 
-class SelectionSettings(Settings):
-    """What is ranked, by what, and how much is taken."""
+class SelectionChoices(Settings):
+    """What a recipe says of the selection."""
 
     function: str = "facility_location"
-    """Module of `set_functions/`."""
-    settings: dict[str, int | float | str | bool | None] = Field(default_factory=dict)
+    """A plugin of `set_functions/`."""
+    settings: dict[str, Json] = Field(default_factory=dict)
     """Settings of the set function."""
-    roles: dict[str, Role]
-    """Role of each domain that takes part; other domains are left aside."""
     budget: dict[Role, Budget]
-    """Budget of each role."""
+    """How much of each role is selected."""
+    score: str | None = None
+    """``<filter>.<rule>``: a score of the documents that the set function may read, such as ``perplexity.log_perplexity``."""
+    towards: dict[Role, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """Domains whose kept training passages the selection of a role is to be near to."""
+    max_queries: int = Field(default=4_000, ge=1)
+    """Passages of these domains that are looked at, by a stable hash."""
+    arrival: Literal["joint", "by_snapshot"] = "joint"
+    """Whether all snapshots are ordered together, or one after the other, each with its own share of the budget."""
     seed: int = 0
     """Seed of the random draws that the certificate compares with."""
 
+    @field_validator("score")
+    @classmethod
+    def _known_rule(cls, score: str | None) -> str | None:
+        if score is None:
+            return None
+        name = score.partition(".")[0]
+        if name not in plugins.names("filters"):
+            raise UnknownName("filter", name, plugins.names("filters"))
+        known = [f"{name}.{rule.name}" for rule in plugins.load("filters", name).rules]  # type: ignore[attr-defined]
+        if score not in known:
+            raise UnknownName("rule", score, known)
+        return score
+
     @model_validator(mode="after")
-    def _roles_have_budgets(self) -> SelectionSettings:
-        plugins.build("set_functions", self.function, self.settings)
-        named, budgeted = sorted(set(self.roles.values())), sorted(self.budget)
-        if named != budgeted:
-            raise ValueError(f"roles {named} need exactly one budget each; budgets are given for {budgeted}")
+    def _budgets_fit_arrival(self) -> SelectionChoices:
+        others = [f"{role}: {budget.unit}" for role, budget in self.budget.items() if budget.fraction is None]
+        if self.arrival == "by_snapshot" and others:
+            raise ValueError(
+                f"arrival 'by_snapshot' gives every snapshot its share and needs budgets as a fraction, not {', '.join(others)}; "
+                "give fractions, or set arrival to joint"
+            )
         return self
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """The passages of one role, ordered by domain, snapshot and place in the corpus."""
+class SelectionSettings(SelectionChoices):
+    """What is ranked, by what, and how much is taken."""
 
-    table: pa.Table
-    """Columns id, passage, domain, snapshot, tokens."""
-    embeddings: np.ndarray
-    """int16, shape ``(n, d)``."""
+    roles: dict[str, Role]
+    """Role of each domain that takes part; other domains are left aside."""
+
+    @model_validator(mode="after")
+    def _roles_have_budgets(self) -> SelectionSettings:
+        self._function_reads(cast(SetFunction, plugins.build("set_functions", self.function, self.settings)))
+        named, budgeted = sorted(set(self.roles.values())), sorted(self.budget)
+        if named != budgeted:
+            raise ValueError(f"roles {named} need exactly one budget each; budgets are given for {budgeted}")
+        if without := sorted(set(self.towards) - set(self.roles.values())):
+            raise ValueError(f"towards names role {without[0]!r}, to which no domain belongs; roles: {', '.join(named)}")
+        return self
+
+    def _function_reads(self, function: SetFunction) -> None:
+        """Refuse what the recipe gives and the set function does not look at."""
+        given = {"towards": self.towards and "queries", "score": self.score and "scores"}
+        if self.arrival == "by_snapshot" and not function.is_independent:
+            given["arrival: by_snapshot"] = "earlier"
+        for name, field in given.items():
+            if field and field not in function.reads:
+                able = [other for other in plugins.names("set_functions") if field in plugins.load("set_functions", other).reads]  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"set function {self.function!r} does not look at selection.{name}; leave that out, or take {' or '.join(able)}"
+                )
+
+    def domains(self, role: Role) -> list[str]:
+        """Return the domains of `role`, sorted."""
+        return sorted(domain for domain, given in self.roles.items() if given == role)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was selected for one role."""
+
+    role: Role
+    candidates: Candidates
+    order: Order
+    num_selected: int
+    budget: int
+    unit: Unit
+    """What the budget counts."""
+    represented: Represented
+    queries: np.ndarray | None = None
+    """int16, shape ``(m, d)``: the target set, where the role has one."""
 
     @property
-    def tokens(self) -> np.ndarray:
-        return self.table["tokens"].to_numpy()
+    def picks(self) -> np.ndarray:
+        """The selected candidates, in order."""
+        return self.order.picks[: self.num_selected]
 
+    @property
+    def is_selected(self) -> np.ndarray:
+        """bool, shape ``(n,)``."""
+        selected = np.zeros(len(self.candidates), dtype=bool)
+        selected[self.picks] = True
+        return selected
 
-ROLE_FILES = "*.parquet"
-"""The files of all roles."""
+    @cached_property
+    def cosine(self) -> np.ndarray:
+        """float64, shape ``(n,)``: cosine of each candidate to its representative; 1 for the selected, 0 where there is none."""
+        norms, place = _norms(self.candidates.embeddings), self.represented.place
+        cosine = self.represented.similarity / np.maximum(norms * norms[self.picks[place]], 1.0)
+        cosine[place < 0] = 0.0
+        cosine[self.picks] = 1.0
+        return cosine
+
+    def certificate(self, seed: int) -> Certificate:
+        """Return how good the selection is."""
+        candidates = self.candidates
+        return certify(candidates.embeddings, candidates.costs, self.order, self.num_selected, represented=self.represented, seed=seed)
 
 
 def select_subset(
-    settings: SelectionSettings, out: Path, *, decisions: Manifest, embeddings: tuple[Manifest, ...], shards: tuple[Manifest, ...]
+    settings: SelectionSettings,
+    out: Path,
+    *,
+    decisions: Manifest,
+    embeddings: tuple[Manifest, ...],
+    shards: tuple[Manifest, ...],
+    scores: tuple[Manifest, ...] = (),
 ) -> Outcome:
-    """Write ``<role>.parquet`` for each role (`SELECTION_SCHEMA`, by rank) and ``coverage.png``.
+    """Write ``<role>.parquet`` for each role (`SELECTION_SCHEMA`, by rank) and pictures of the selection.
 
     A file a role: what reads one role does not depend on the other.
 
@@ -137,296 +226,181 @@ def select_subset(
         decisions: deduplicated_corpus of the recipe; candidates are its documents that are kept and in split train.
         embeddings: document_embeddings of every source partition that holds candidates.
         shards: tokenized_shards of the same partitions, cut into the same passages.
+        scores: quality_scores or toxicity_scores of the same partitions, where the settings name a score.
 
     Raises:
-        EmptyInput: a role has no candidate, or its budget is smaller than its first passage.
-        MissingArtifact: a partition with candidates has no embeddings or no shards.
-        GristmillError: embeddings and shards are cut into different passages.
+        EmptyInput: a role or a target set has no passage, or a budget is smaller than its role's first passage.
+        MissingArtifact: a partition with candidates has no embeddings, shards or scores.
+        UnknownName: the score that the settings name is not among `scores`.
+        GristmillError: embeddings and shards are cut into different passages, or the embeddings lie in different spaces.
     """
-    by_partition = [{manifest.partition: manifest for manifest in manifests} for manifests in (embeddings, shards)]
-    certificates, counts, metrics, details, absorbed = {}, {}, {}, {}, []
+    by_partition = ({str(manifest.partition): manifest for manifest in manifests} for manifests in (embeddings, shards, scores))
+    sources = Sources(decisions, *by_partition, settings.score)
+    counts, metrics, details, pictures = {}, {}, {}, {}
+    tables: dict[str, list[dict[str, Json]]] = {"certificate": [], "most_absorbed": [], "near_duplicates": []}
     for role in (role for role in ROLES if role in settings.budget):
-        domains = sorted(domain for domain, given in settings.roles.items() if given == role)
-        candidates = _candidates(role, domains, decisions, *by_partition)
-        order = plugins.build("set_functions", settings.function, settings.settings).order(candidates.embeddings)
-        budget = settings.budget[role].of(int(candidates.tokens.sum()))
-        num_selected = num_within(candidates.tokens[order.picks], budget)
-        if num_selected == 0:
-            raise EmptyInput(f"role {role!r}: a budget of {budget} tokens holds not one ranked passage; raise budget.{role}")
-        place, similarity = nearest_pick(candidates.embeddings, order.picks[:num_selected])
-        table = _rank(role, candidates, order, num_selected, place, similarity)
+        chosen = choose(settings, role, sources)
+        table = ranked(chosen)
         write_table(out / f"{role}.parquet", table)
-        certificates[role] = certify(
-            candidates.embeddings, candidates.tokens, order, num_selected, similarity=similarity, seed=settings.seed
-        )
-        metrics |= {f"{role}_{name}": value for name, value in certificates[role].metrics().items()}
-        counts |= {f"{role}_{name}": value for name, value in _counts(table, budget, len(order.picks)).items()}
-        absorbed += _most_absorbed(role, candidates, order.picks[:num_selected], place, similarity)
-        details[f"{role}_order_sha256"] = _order_sha256(table, len(order.picks))
-    _plot(out / "coverage.png", certificates)
-    counts |= _document_counts(settings, decisions, out / ROLE_FILES)
-    by_domain = _by_domain(settings, out / ROLE_FILES)
-    return Outcome(
-        counts=counts, metrics=metrics, tables={"by_domain": by_domain, "most_absorbed": absorbed}, plots=("coverage.png",), details=details
-    )
+        certificate = chosen.certificate(settings.seed)
+        measured = certificate.metrics() | measure(chosen, settings.seed)
+        metrics |= {f"{role}_{name}": value for name, value in measured.items()}
+        counts |= {f"{role}_{name}": value for name, value in count(chosen).items()}
+        tables["certificate"].append({"role": role, **{name: round(value, 6) for name, value in measured.items()}})
+        for name, rows in _absorbed(chosen).items():
+            tables[name] += rows
+        details[f"{role}_order_sha256"] = order_sha256(table.slice(0, len(chosen.order.picks)))
+        pictures[role] = _picture(chosen, certificate)
+    counts |= document_counts(out, decisions, settings.roles)
+    tables |= {"by_domain": tokens_by_domain(out, settings.roles), "by_snapshot": tokens_by_snapshot(out)}
+    return Outcome(counts=counts, metrics=metrics, tables=tables, plots=draw(out, pictures), details=details)
 
 
-def _candidates(
-    role: str, domains: list[str], decisions: Manifest, embeddings: Mapping[str, Manifest], shards: Mapping[str, Manifest]
-) -> Candidates:
-    tables, rows = [], []
-    for partition in _partitions(decisions, domains):
-        for asset, manifests in (("document_embeddings", embeddings), ("tokenized_shards", shards)):
-            if partition not in manifests:
-                raise MissingArtifact(
-                    f"{decisions.label} keeps documents of {partition}, but {asset} lacks it; materialize {asset}[{partition}]"
-                )
-        table = _join(partition, decisions, embeddings[partition], shards[partition])
-        if table.num_rows:
-            rows.append(np.load(embeddings[partition].file("embeddings.npy"), mmap_mode="r")[table["row"].to_numpy()])
-            tables.append(table.drop_columns("row"))
-    if not tables:
-        raise EmptyInput(
-            f"role {role!r}: no kept training passage in {', '.join(domains)}; loosen the filters of these domains, "
-            "materialize snapshots that hold them, or give the role to other domains"
-        )
-    return Candidates(pa.concat_tables(tables), np.concatenate(rows))
+def choose(settings: SelectionSettings, role: Role, sources: Sources) -> Chosen:
+    """Order the candidates of `role`, all together or snapshot by snapshot, and take what the budget holds.
 
-
-def _partitions(decisions: Manifest, domains: list[str]) -> list[str]:
-    query = """
-        SELECT DISTINCT domain || '|' || CAST(snapshot AS VARCHAR) FROM read_parquet($decisions)
-        WHERE kept AND split = 'train' AND domain IN (SELECT unnest($domains)) ORDER BY 1
+    Raises:
+        As `select_subset`.
     """
-    return [row[0] for row in _query(query, decisions=str(decisions.file("decisions.parquet")), domains=domains).fetchall()]
+    candidates = sources.candidates(role, settings.domains(role))
+    queries = sources.queries(role, settings.towards[role], settings.max_queries) if role in settings.towards else None
+    function = cast(SetFunction, plugins.build("set_functions", settings.function, settings.settings))
+    budget = settings.budget[role]
+    stages = [rows for _, rows in candidates.snapshots()] if settings.arrival == "by_snapshot" else [slice(0, len(candidates))]
+    taken, rest, limits = [], [], 0
+    for rows in stages:
+        before = np.concatenate([part.picks for part in taken]) if taken else np.zeros(0, dtype=np.int64)
+        earlier = candidates.embeddings[before] if len(before) else None
+        order = function.order(candidates.points(rows, queries=queries, earlier=earlier))
+        picks = order.picks + rows.start
+        limit = budget.of(int(candidates.tokens[rows].sum()))
+        within = num_within(candidates.amounts(picks, budget.unit), limit)
+        taken.append(Order(picks[:within], order.gains[:within], order.graph))
+        rest.append(Order(picks[within:], order.gains[within:]))
+        limits += limit
+    num_selected = sum(len(part.picks) for part in taken)
+    if num_selected == 0:
+        raise EmptyInput(f"role {role!r}: a budget of {limits} {budget.unit} holds not one ranked passage; raise budget.{role}")
+    order = Order(
+        picks=np.concatenate([part.picks for part in (*taken, *rest)]),
+        gains=np.concatenate([part.gains for part in (*taken, *rest)]),
+        graph=taken[0].graph if len(taken) == 1 else None,
+    )
+    represented = represent(candidates.embeddings, order, num_selected)
+    return Chosen(role, candidates, order, num_selected, limits, budget.unit, represented, queries)
 
 
-def _join(partition: str, decisions: Manifest, embedded: Manifest, shard: Manifest) -> pa.Table:
-    """Return columns row (in the embeddings), id, passage, domain, snapshot, tokens of one partition's candidates."""
-    domain, snapshot = split_partition(partition)
-    table = _query(
-        CANDIDATES,
-        decisions=str(decisions.file("decisions.parquet")),
-        domain=domain,
-        snapshot=snapshot,
-        passages=str(embedded.file("passages.parquet")),
-        shard=str(shard.file("passages.parquet")),
-    ).to_arrow_table()
-    if unmatched := max(table["row"].null_count, table["tokens"].null_count):
-        raise GristmillError(
-            f"{embedded.label} and {shard.label} differ in {unmatched} passages; "
-            "set the same max_characters for both and materialize them again"
-        )
-    table = table.append_column("domain", pa.array([domain] * table.num_rows, pa.string()))
-    table = table.append_column("snapshot", pa.array([snapshot] * table.num_rows, pa.string()))
-    return table.set_column(0, "row", table["row"].cast(pa.int64()))
+def measure(chosen: Chosen, seed: int) -> dict[str, float]:
+    """Return what is measured beside the certificate: how near the target set is, and the mean score before and after."""
+    candidates, queries, found = chosen.candidates, chosen.queries, {}
+    if queries is not None:
+        tokens = candidates.tokens
+        draw_all = np.random.default_rng([seed, 0]).permutation(len(candidates))
+        random = draw_all[: num_within(tokens[draw_all], int(tokens[chosen.picks].sum()))]
+        for name, picks in (("query_coverage", chosen.picks), ("query_coverage_random", random)):
+            found[name] = float(nearest_pick(queries, candidates.embeddings[picks])[1].mean()) / UNIT
+    if candidates.scores is not None:
+        for name, scores in (("score_mean", candidates.scores), ("score_mean_selected", candidates.scores[chosen.picks])):
+            scored = scores[~np.isnan(scores)]
+            found |= {name: float(scored.mean())} if len(scored) else {}
+    return found
 
 
-def _query(query: str, **values: object) -> duckdb.DuckDBPyRelation:
-    return duckdb.connect().sql(query, params=values)
-
-
-def _rank(role: str, candidates: Candidates, order: Order, num_selected: int, place: np.ndarray, similarity: np.ndarray) -> pa.Table:
+def ranked(chosen: Chosen) -> pa.Table:
     """Return the rows of one role: picks in order, then what the order leaves out, by index."""
-    num_points = len(candidates.embeddings)
-    left_out = np.setdiff1d(np.arange(num_points), order.picks)
-    points = np.concatenate([order.picks, left_out])
-    norms = np.linalg.norm(candidates.embeddings.astype(np.float64), axis=1)
-    representative = order.picks[place]
-    cosine = similarity / np.maximum(norms * norms[representative], 1.0)
-    chosen = order.picks[:num_selected]
-    representative[chosen], cosine[chosen] = chosen, 1.0
-    index = pa.array(representative[points], mask=cosine[points] <= 0)
-    ranked = candidates.table.take(pa.array(points))
+    candidates, picks = chosen.candidates, chosen.order.picks
+    is_left_out = np.ones(len(candidates), dtype=bool)
+    is_left_out[picks] = False
+    left_out = np.flatnonzero(is_left_out)
+    points = np.concatenate([picks, left_out])
+    representative = chosen.picks[chosen.represented.place]
+    representative[chosen.picks] = chosen.picks
+    index = pa.array(representative[points], mask=chosen.cosine[points] <= 0)
+    table = candidates.table.take(pa.array(points))
     columns = {
-        "role": pa.array([role] * num_points, pa.string()),
-        "rank": np.arange(num_points),
-        "gain": np.concatenate([order.gains, np.zeros(len(left_out))]),
-        "selected": np.arange(num_points) < num_selected,
+        "role": pa.repeat(chosen.role, len(points)),
+        "rank": pa.array(np.arange(len(points))),
+        "gain": pa.array(np.concatenate([chosen.order.gains, np.zeros(len(left_out))])),
+        "selected": pa.array(np.arange(len(points)) < chosen.num_selected),
         "representative_id": candidates.table["id"].take(index),
         "representative_passage": candidates.table["passage"].take(index),
-        "similarity": cosine[points].astype(np.float32),
+        "similarity": pa.array(chosen.cosine[points].astype(np.float32)),
     }
     for name, values in columns.items():
-        ranked = ranked.append_column(name, values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values))
-    return ranked.select(SELECTION_SCHEMA.names).cast(SELECTION_SCHEMA)
+        table = table.append_column(name, values)
+    return table.select(SELECTION_SCHEMA.names).cast(SELECTION_SCHEMA)
 
 
-def _counts(table: pa.Table, budget: int, num_ordered: int) -> dict[str, int]:
-    tokens, selected = table["tokens"].to_numpy(), table["selected"].to_numpy()
-    spent = int(tokens[selected].sum())
-    return {
-        "passages": table.num_rows,
-        "selected_passages": int(selected.sum()),
-        "zero_gain_passages": table.num_rows - num_ordered,
-        "tokens": int(tokens.sum()),
-        "budget_tokens": budget,
-        "selected_tokens": spent,
-        "unfilled_tokens": max(0, budget - spent) if int(selected.sum()) == num_ordered else 0,
+def _norms(embeddings: np.ndarray) -> np.ndarray:
+    """Return the norm of each row, float64; a block of rows at a time, because float32 takes twice the room of int16."""
+    blocks = (embeddings[start : start + ROWS_AT_ONCE].astype(np.float32) for start in range(0, len(embeddings), ROWS_AT_ONCE))
+    return np.sqrt(np.concatenate([np.einsum("ij,ij->i", block, block) for block in blocks]).astype(np.float64))
+
+
+def count(chosen: Chosen) -> dict[str, int]:
+    """Return how much there was and how much was taken, in every unit, and what of the budget passages of no gain leave unfilled."""
+    candidates, unit, num_ordered = chosen.candidates, chosen.unit, len(chosen.order.picks)
+    every = np.arange(len(candidates))
+    spent = {name: int(candidates.amounts(chosen.picks, name).sum()) for name in get_args(Unit)}
+    found = {name: int(candidates.amounts(every, name).sum()) for name in get_args(Unit)}
+    counts = {
+        "passages": len(candidates),
+        "selected_passages": chosen.num_selected,
+        "zero_gain_passages": len(candidates) - num_ordered,
+        **found,
+        **{f"selected_{name}": amount for name, amount in spent.items()},
+        f"budget_{unit}": chosen.budget,
+        f"unfilled_{unit}": max(0, chosen.budget - spent[unit]) if chosen.num_selected == num_ordered else 0,
     }
+    if chosen.queries is not None:
+        counts["queries"] = len(chosen.queries)
+    if candidates.scores is not None:
+        counts["passages_without_score"] = int(np.isnan(candidates.scores).sum())
+    return counts
 
 
-def _most_absorbed(
-    role: str, candidates: Candidates, chosen: np.ndarray, place: np.ndarray, similarity: np.ndarray
-) -> list[dict[str, Json]]:
-    """Return the selected passages that are the representative of most others."""
-    others = np.ones(len(place), dtype=bool)
-    others[chosen] = False
-    others &= similarity > 0
-    num_others = np.bincount(place[others], minlength=len(chosen))
-    sums = np.bincount(place[others], weights=similarity[others], minlength=len(chosen))
-    top = [pick for pick in np.argsort(-num_others, kind="stable")[:MOST_ABSORBED] if num_others[pick]]
-    rows = candidates.table.select(["domain", "id", "passage"]).take(pa.array(chosen[top], pa.int64())).to_pylist()
-    measured = [{"represented": int(num_others[pick]), "mean_similarity": round(sums[pick] / num_others[pick] / UNIT, 4)} for pick in top]
-    return [{"role": role, **row, **extra} for row, extra in zip(rows, measured, strict=True)]
+def _absorbed(chosen: Chosen) -> dict[str, list[dict[str, Json]]]:
+    """Return which selected passages represent most others, and which the most similar one; each with the one nearest to it."""
+    place, similarity = chosen.represented.place, chosen.represented.similarity
+    others = np.flatnonzero(~chosen.is_selected & (place >= 0))
+    num_others = np.bincount(place[others], minlength=chosen.num_selected)
+    sums = np.bincount(place[others], weights=similarity[others], minlength=chosen.num_selected)
+    by_pick = others[np.lexsort((-similarity[others], place[others]))]
+    picks, first = np.unique(place[by_pick], return_index=True)
+    nearest = by_pick[first]
+    named = chosen.candidates.table.select(["domain", "id", "passage"])
+
+    def row(at: int) -> dict[str, Json]:
+        pick, other = int(picks[at]), int(nearest[at])
+        itself, absorbed = named.take(pa.array([chosen.picks[pick], other])).to_pylist()
+        return {
+            "role": chosen.role,
+            **itself,
+            "represented": int(num_others[pick]),
+            "mean_similarity": round(float(sums[pick] / num_others[pick]) / UNIT, 4),
+            **{f"absorbed_{name}": value for name, value in absorbed.items()},
+            "absorbed_similarity": round(float(chosen.cosine[other]), 4),
+        }
+
+    orders = {"most_absorbed": num_others[picks], "near_duplicates": similarity[nearest]}
+    return {name: [row(at) for at in np.argsort(-values, kind="stable")[:ABSORBED]] for name, values in orders.items()}
 
 
-def _order_sha256(table: pa.Table, num_ordered: int) -> str:
-    ids, numbers = table["id"].to_pylist()[:num_ordered], table["passage"].to_pylist()[:num_ordered]
-    return hashlib.sha256("".join(f"{name}\t{number}\n" for name, number in zip(ids, numbers, strict=True)).encode()).hexdigest()
-
-
-def _document_counts(settings: SelectionSettings, decisions: Manifest, selection: Path) -> dict[str, int]:
-    """Count documents from the two files, after the fact; a document is kept when one of its passages is selected."""
-    query = """
-        WITH decided AS (
-            SELECT id, kept AND split = 'train' AS train, kept AND split <> 'train' AS held_out,
-                   domain IN (SELECT unnest($domains)) AS has_role
-            FROM read_parquet($decisions)
-        ),
-        chosen AS (SELECT DISTINCT id FROM read_parquet($selection) WHERE selected)
-        SELECT count(*) FILTER (train AND has_role),
-               count(*) FILTER (train AND has_role AND id IN (SELECT id FROM chosen)),
-               count(*) FILTER (held_out),
-               count(*) FILTER (train AND NOT has_role),
-               (SELECT count(*) FROM chosen WHERE id NOT IN (SELECT id FROM decided WHERE train AND has_role))
-        FROM decided
-    """
-    values = {"decisions": str(decisions.file("decisions.parquet")), "selection": str(selection), "domains": sorted(settings.roles)}
-    came, kept, held_out, ignored, foreign = _query(query, **values).fetchall()[0]
-    return {
-        "documents_in": came,
-        "kept": kept,
-        "dropped": came - kept,
-        "quarantined": 0,
-        "held_out_documents": held_out,
-        "documents_without_role": ignored,
-        "selected_outside_train": foreign,
-    }
-
-
-def _by_domain(settings: SelectionSettings, selection: Path) -> list[dict[str, Json]]:
-    """Return passages, tokens and shares of the role's tokens per domain; a domain that gave no candidate has a row of zeros."""
-    query = """
-        SELECT domain, count(*), sum(tokens), count(*) FILTER (selected), coalesce(sum(tokens) FILTER (selected), 0)
-        FROM read_parquet($selection) GROUP BY domain
-    """
-    found = {domain: [int(value) for value in values] for domain, *values in _query(query, selection=str(selection)).fetchall()}
-    rows: list[dict[str, Json]] = []
-    for domain, role in sorted(settings.roles.items(), key=lambda item: (item[1], item[0])):
-        members = [found[name] for name, given in settings.roles.items() if given == role and name in found]
-        before, after = sum(values[1] for values in members), sum(values[3] for values in members)
-        passages, tokens, selected_passages, selected_tokens = found.get(domain, [0, 0, 0, 0])
-        rows.append(
-            {
-                "role": role,
-                "domain": domain,
-                "passages": passages,
-                "tokens": tokens,
-                "selected_passages": selected_passages,
-                "selected_tokens": selected_tokens,
-                "share_before": round(tokens / max(1, before), 6),
-                "share_after": round(selected_tokens / max(1, after), 6),
-            }
-        )
-    return rows
-
-
-def _plot(path: Path, certificates: Mapping[str, Certificate]) -> None:
-    """Draw coverage against the share of tokens; one colour per role, with its budget and the bound there."""
-    figure, axes = new_figure()
-    for number, (role, certificate) in enumerate(certificates.items()):
-        colour = f"C{number}"
-        axes.plot(*certificate.curve, color=colour, label=f"{role}, ordered")
-        axes.plot(*certificate.random_curve, color=colour, linestyle="--", label=f"{role}, random")
-        axes.plot(certificate.selected_share, certificate.upper_bound, "_", color=colour, markersize=12, label=f"{role}, upper bound")
-        axes.axvline(certificate.selected_share, color=colour, linewidth=0.6)
-    axes.set(xlabel="share of tokens", ylabel="mean cosine to nearest selected")
-    axes.legend(frameon=False, fontsize=7)
-    save_figure(figure, path)
-
-
-def _roles(draft: Manifest) -> Iterator[tuple[str, pa.Table]]:
-    for role in sorted(draft.settings["budget"]):
-        yield role, pq.read_table(draft.directory / f"{role}.parquet", columns=["rank", "tokens", "selected"])
-
-
-def candidates_conserved(draft: Manifest) -> Check:
-    """Every candidate has one row, whether selected or not, and every document is counted."""
-    counts = draft.counts
-    off = sum(abs(table.num_rows - counts[f"{role}_passages"]) for role, table in _roles(draft))
-    lost = counts["documents_in"] - counts["kept"] - counts["dropped"]
-    return Check(
-        name="candidates_conserved",
-        passed=off == lost == 0,
-        description="every candidate passage has a row; documents in = kept + dropped",
-        metadata={"rows_off": off, "documents_lost": lost},
+def _picture(chosen: Chosen, certificate: Certificate) -> RolePicture:
+    """Return what the pictures of one role show."""
+    candidates, picks = chosen.candidates, chosen.picks
+    before, after = (
+        np.bincount(candidates.groups[rows], weights=candidates.costs[rows], minlength=len(candidates.domains))
+        for rows in (slice(None), picks)
     )
-
-
-def passages_unique(draft: Manifest) -> Check:
-    """No passage has two rows in one role, and no rank is given twice."""
-    query = """
-        SELECT count(*) - count(DISTINCT (role, id, passage)), count(*) - count(DISTINCT (role, rank)) FROM read_parquet($selection)
-    """
-    repeated, ranks = _query(query, selection=str(draft.directory / ROLE_FILES)).fetchall()[0]
-    return Check(
-        name="passages_unique",
-        passed=repeated == ranks == 0,
-        description="one row and one rank per passage and role",
-        metadata={"repeated_passages": repeated, "repeated_ranks": ranks},
+    shares = zip(candidates.domains, (before / before.sum()).tolist(), (after / after.sum()).tolist(), strict=True)
+    return RolePicture(
+        certificate=certificate,
+        gains=chosen.order.gains,
+        similarity=chosen.cosine,
+        shares=tuple(shares),
+        embeddings=candidates.embeddings,
+        picks=picks,
+        domains=candidates.groups,
+        domain_names=candidates.domains,
     )
-
-
-def within_budget(draft: Manifest) -> Check:
-    """The selected tokens of each role stay within its budget."""
-    spent = {role: int(table["tokens"].to_numpy()[table["selected"].to_numpy()].sum()) for role, table in _roles(draft)}
-    passed = all(0 < tokens <= draft.counts[f"{role}_budget_tokens"] for role, tokens in spent.items())
-    return Check(name="within_budget", passed=passed, description="selected tokens are at most the budget, and not none", metadata=spent)
-
-
-def selected_is_prefix(draft: Manifest) -> Check:
-    """What is selected are the first ranks."""
-    outside = 0
-    for _, table in _roles(draft):
-        rank, selected = table["rank"].to_numpy(), table["selected"].to_numpy()
-        outside += int((selected != (rank < selected.sum())).sum())
-    return Check(
-        name="selected_is_prefix", passed=outside == 0, description="the selection is a prefix of the order", metadata={"outside": outside}
-    )
-
-
-def nothing_held_out(draft: Manifest) -> Check:
-    """Every selected passage belongs to a document that is kept, in split train, and of a domain with a role."""
-    outside = draft.counts["selected_outside_train"]
-    return Check(
-        name="nothing_held_out", passed=outside == 0, description="only training documents are selected", metadata={"outside": outside}
-    )
-
-
-def covers_more_than_random(draft: Manifest) -> Check:
-    """Facility location covers at least what random passages with as many tokens cover; other functions seek something else."""
-    gaps = {
-        role: draft.outcome.metrics[f"{role}_coverage"] - draft.outcome.metrics[f"{role}_coverage_random"]
-        for role in draft.settings["budget"]
-    }
-    applies = draft.settings["function"] == "facility_location"
-    return Check(
-        name="covers_more_than_random",
-        passed=not applies or all(gap >= -1e-9 for gap in gaps.values()),
-        description="coverage is at least that of random passages" if applies else "measured only: the function is not facility_location",
-        metadata=gaps,
-    )
-
-
-SELECTION_AUDITS = (candidates_conserved, passages_unique, within_budget, selected_is_prefix, nothing_held_out, covers_more_than_random)

@@ -103,6 +103,31 @@ def test_all_recipes_of_the_project_load() -> None:
         ours.cleaning_of(domain)
 
 
+PRESETS = ("code-full", "code-ingenious", "code-perplexity", "code-random")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_differs_from_code_critical_in_its_selection_alone(name: str) -> None:
+    """So that what a comparison of their losses finds is due to the selection."""
+    ours = read_project(ROOT / "project.yaml")
+    critical, preset = (read_recipe(ROOT / "recipes" / f"{stem}.yaml", ours) for stem in ("code-critical", name))
+    changed = {key for key in Recipe.model_fields if getattr(critical, key) != getattr(preset, key)}
+    assert changed == {"description", "selection"}
+    assert preset.selection.function != critical.selection.function
+    assert preset.selection.budget == critical.selection.budget or name == "code-full"
+    assert preset.probes == critical.probes
+
+
+def test_the_presets_select_what_they_are_named_for() -> None:
+    ours = read_project(ROOT / "project.yaml")
+    found = {name: read_recipe(ROOT / "recipes" / f"{name}.yaml", ours).selection_settings() for name in PRESETS}
+    assert {budget.fraction for budget in found["code-full"].budget.values()} == {1.0}
+    assert found["code-perplexity"].score == "perplexity.log_perplexity"
+    assert "perplexity" in ours.scored("quality")
+    plugin = plugins.build("set_functions", found["code-perplexity"].function, found["code-perplexity"].settings)
+    assert plugin.model_dump()["prefer"] == "low"
+
+
 # Problems
 
 
@@ -157,6 +182,9 @@ def test_problems_of_all_files_are_listed(tmp_path: Path, project: Project) -> N
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["one.yaml", "two.yaml"]
 
 
+FRACTIONS = {"general": {"fraction": 0.25}, "target": {"fraction": 0.5}}
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -164,6 +192,10 @@ def test_problems_of_all_files_are_listed(tmp_path: Path, project: Project) -> N
         ({"pretraining": []}, "pretraining"),
         ({"selection": {"budget": {"general": {}, "target": {"fraction": 1, "tokens": 3}}}}, "selection.budget.general"),
         ({"selection": {"budget": {"general": {"fraction": 2}, "target": {"fraction": 1}}}}, "selection.budget.general.fraction"),
+        ({"selection": {"budget": FRACTIONS, "score": "perplexity.bucket"}}, "selection.score"),
+        ({"selection": {"budget": FRACTIONS, "towards": {"general": []}}}, "selection.towards.general"),
+        ({"selection": {"budget": FRACTIONS, "arrival": "later"}}, "selection.arrival"),
+        ({"selection": {"budget": {"general": {"bytes": 9}, "target": {"fraction": 1}}, "arrival": "by_snapshot"}}, "selection"),
         ({"model": {"hidden_size": "wide"}}, "model.hidden_size"),
         ({"quality": {"mode": "inverted"}}, "quality.mode"),
     ],
@@ -332,8 +364,37 @@ def test_settings_of_the_steps(tmp_path: Path, project: Project) -> None:
     assert project.cluster_settings(["b|2026-01-01", "a|2026-01-01"]).order == ("b|2026-01-01", "a|2026-01-01")
 
 
+def test_settings_of_the_selection(tmp_path: Path, project: Project) -> None:
+    choices = {"score": "gopher_quality.num_words", "towards": {"general": ["code"]}, "arrival": "by_snapshot", "max_queries": 9, "seed": 3}
+    found = recipe(tmp_path, project, selection={"settings": {"weights": "high_score"}, "budget": FRACTIONS, **choices})
+    made = found.selection_settings()
+    assert made.model_dump(include=set(choices)) == choices | {"towards": {"general": ("code",)}}
+    assert (made.function, made.settings, made.domains("general")) == ("facility_location", {"weights": "high_score"}, ["book", "wiki"])
+    assert {role: budget.fraction for role, budget in made.budget.items()} == {"general": 0.25, "target": 0.5}
+    with pytest.raises(GristmillError, match=r"selection.towards: unknown domain 'cod'; did you mean 'code'\?"):
+        recipe(tmp_path, project, selection={"budget": FRACTIONS, "towards": {"target": ["cod"]}})
+    with pytest.raises(GristmillError, match=r"selection.score: perplexity is not scored"):
+        recipe(tmp_path, project, selection={"budget": FRACTIONS, "score": "perplexity.log_perplexity"})
+
+
 def test_a_domain_with_its_own_source_does_not_inherit_settings(project: Project) -> None:
     assert project.source_of("book") == ("text", {"paths": ["book.txt"]})
     assert project.source_of("wiki") == ("parquet", {"paths": ["all.parquet"], "where": {"domain": "{domain}"}})
     with pytest.raises(UnknownName, match="unknown domain 'wikki'; did you mean 'wiki'"):
         project.source_of("wikki")
+
+
+@pytest.mark.parametrize(
+    ("function", "choices", "message"),
+    [
+        ("graph_cut", {"towards": {"general": ("code",)}}, r"selection\.towards; leave that out, or take facility_location or submodlib"),
+        ("feature_based", {"arrival": "by_snapshot"}, "arrival: by_snapshot"),
+        ("full", {"score": "perplexity.log_perplexity"}, r"selection\.score"),
+    ],
+)
+def test_what_a_set_function_does_not_look_at_is_refused(function: str, choices: dict, message: str) -> None:
+    from pipelines.selection import SelectionSettings
+
+    given = {"roles": {"code": "general"}, "budget": {"general": {"fraction": 0.5}}, "function": function, **choices}
+    with pytest.raises(ValueError, match=message):
+        SelectionSettings.model_validate(given)
