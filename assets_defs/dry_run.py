@@ -1,7 +1,7 @@
 """`gristmill run --dry-run`: what the trainings of a recipe would take, from a few steps of each that are then forgotten."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -65,6 +65,7 @@ def _sizes(columns: Mapping[str, Mapping[str, Json]]) -> Table:
         "parameters": lambda d: f"{d['parameters']:,}",
         "tokens": lambda d: f"{d['tokens']:,} in {d['steps']:,} steps of {d['tokens_per_step']:,}",
         "phases": lambda d: ", ".join(f"{p['objective']} {p['tokens']:,}" for p in d["phases"]),
+        "selection on the way": lambda d: _selection(d["selection"]),
         "device, precision": lambda d: f"{d['device']}, {d['precision']}",
         "memory": lambda d: f"{d['memory_bytes'] / 1e6:,.0f} MB",
         "tokens per second": lambda d: f"{d['tokens_per_second']:,.0f}",
@@ -76,6 +77,10 @@ def _sizes(columns: Mapping[str, Mapping[str, Json]]) -> Table:
     for label, shown in rows.items():
         table.add_row(label, *(shown(found) for found in columns.values()))
     return table
+
+
+def _selection(planned: Sequence[Mapping[str, Json]]) -> str:
+    return ", ".join(f"{one['rounds']} rounds, {one['tokens_embedded_per_round']:,} tokens embedded in each" for one in planned) or "none"
 
 
 def _epochs(columns: Mapping[str, Mapping[str, Json]]) -> Table:

@@ -15,6 +15,7 @@ from pipelines import plugins
 from pipelines.decisions import default_thresholds
 from pipelines.errors import GristmillError, suggestion
 from pipelines.manifests import Json
+from pipelines.plan import TrainingSettings
 from pipelines.recipes import Filters, Project, Recipe, StageSettings, is_off, mapping
 
 
@@ -92,7 +93,19 @@ def read_recipe(path: Path, project: Project) -> Recipe:
         f"{where}: selection.budget: no budget for role {role!r}" for role in ("general", "target") if role not in recipe.selection.budget
     ]
     _raise(list(dict.fromkeys(problems)))
+    _raise(_plan_problems(where, recipe))
     return recipe
+
+
+def _plan_problems(where: str, recipe: Recipe) -> list[str]:
+    """Return what is wrong with the plans as a whole, which their parts do not show."""
+    problems = []
+    for plan in (recipe.general_settings, recipe.pretraining_settings):
+        try:
+            plan()
+        except ValidationError as error:
+            problems += plugins.problems(error, TrainingSettings, where=where)
+    return problems
 
 
 def _selection_problems(where: str, recipe: Recipe, project: Project) -> list[str]:

@@ -5,9 +5,12 @@ Everything here is a pure function of the settings and the step.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -25,6 +28,23 @@ from pipelines.parameterizations import Parameterization
 from pipelines.plugins import Plugin, Settings
 from pipelines.schedules import Schedule
 from pipelines.teachers import Teacher
+
+
+class Reselection(Settings):
+    """What a phase reads of its passages: chosen at its start, and again along the way, by the model as it then stands."""
+
+    function: str = "facility_location"
+    """A plugin of `set_functions/`. Where it draws, it draws anew in each round."""
+    settings: dict[str, Json] = Field(default_factory=dict)
+    """Settings of the set function."""
+    fraction: float = Field(default=0.25, gt=0, le=1)
+    """Share of the tokens of each domain that is selected; the shares of the mixture stay."""
+    every_tokens: int = Field(ge=1)
+    """Tokens read between two selections: a phase of N tokens has ceil(N / `every_tokens`) rounds, the last one shorter."""
+    layer: int | None = None
+    """Hidden state that passages are embedded by: 0 are the embeddings, -1 the last layer; three quarters of the depth where absent."""
+    max_tokens_per_passage: int | None = Field(default=None, ge=1)
+    """A passage is embedded by its first so many tokens; `sequence_length` where absent."""
 
 
 class Phase(Settings):
@@ -54,6 +74,8 @@ class Phase(Settings):
     """A plugin of `teachers/` that the loss of this phase listens to."""
     teacher_settings: dict[str, Json] = Field(default_factory=dict)
     """Settings of the teacher."""
+    select: Reselection | None = None
+    """Which of its passages the phase reads; all of them where absent."""
 
     @model_validator(mode="after")
     def _shares_are_shares(self) -> Phase:
@@ -66,6 +88,8 @@ class Phase(Settings):
         for kind in ("objective", "schedule", "parameterization", "teacher"):
             if name := getattr(self, kind):
                 yield f"{kind}s", name, getattr(self, f"{kind}_settings")
+        if self.select:
+            yield "set_functions", self.select.function, self.select.settings
 
 
 class GuardSettings(Settings):
@@ -190,10 +214,42 @@ class TrainingSettings(RunSettings):
     root: Path = Field(default=Path(), exclude=True)
     """Where relative paths start; the same project elsewhere trains the same."""
 
+    @model_validator(mode="after")
+    def _selections_fit(self) -> TrainingSettings:
+        for number, phase in enumerate(self.phases):
+            if phase.select and (problem := self._selection_problem(phase.select)):
+                raise ValueError(f"phase {number}: {problem}")
+        return self
+
+    def _selection_problem(self, select: Reselection) -> str | None:
+        step = self.batch_sequences * self.sequence_length
+        if self.processes > 1:
+            return f"processes {self.processes}: a phase with `select` runs in one process, which holds the passages; set processes: 1"
+        if select.every_tokens < step:
+            return f"select.every_tokens {select.every_tokens} is less than the {step} tokens of a step; a round is a step at least"
+        if (select.max_tokens_per_passage or 0) > self.sequence_length:
+            return (
+                f"select.max_tokens_per_passage {select.max_tokens_per_passage} is more than sequence_length {self.sequence_length}, "
+                "beyond which the model never reads; leave it out"
+            )
+        return None
+
 
 SettingsOfARun = TypeVar("SettingsOfARun", bound=TrainingSettings)
 NOT_IN_FINGERPRINT = tuple(name for name, field in TrainingSettings.model_fields.items() if field.exclude)
 """Settings that say how the work is laid out, not what is trained."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """The steps of a selecting phase from one selection to the next."""
+
+    phase: int
+    select: Reselection
+    first: int
+    """Its first step (0-based)."""
+    stop: int
+    """The step behind its last one."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +283,24 @@ class Plan:
                 return number, first
             first += steps
         raise GristmillError(f"step {step} lies beyond the plan of {first} steps")
+
+    @cached_property
+    def rounds(self) -> list[Round]:
+        """The rounds of all selecting phases, as far as the run goes."""
+        found, first = [], 0
+        for number, (phase, steps) in enumerate(zip(self._p, self.phase_steps, strict=True)):
+            if select := phase.select:
+                stop = min(first + steps, self.num_steps)
+                starts = (n * select.every_tokens // self.tokens_per_step for n in range(math.ceil(phase.tokens / select.every_tokens)))
+                borders = [*(first + start for start in starts if first + start < stop), stop]
+                found += [Round(number, select, *border) for border in pairwise(borders)]
+            first += steps
+        return found
+
+    def round_at(self, step: int) -> int | None:
+        """Return the number of the round that `step` lies in, or None where its phase reads all passages."""
+        number = bisect_right(self.rounds, step, key=lambda one: one.first) - 1
+        return number if number >= 0 and step < self.rounds[number].stop else None
 
     def rate(self, step: int) -> float:
         """Return the learning rate of `step`."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 
 from pipelines.manifests import Json, Outcome
+from pipelines.reselection import selection_plan
 from pipelines.throughput import peak_flops
 from pipelines.trainer import Run
 
@@ -23,10 +24,11 @@ def run_outcome(
             "steps": run.step,
             "parameters": num_parameters(run),
             "events": len(run.guard.events),
+            **_last_round(run),
             **(counts or {}),
         },
-        metrics={**_speed(run), **(metrics or {})},
-        tables={"domains": domain_table(run), "phases": phase_table(run), **_events(run)},
+        metrics={**_speed(run), **_rounds_on_average(run), **(metrics or {})},
+        tables={"domains": domain_table(run), "phases": phase_table(run), **_rounds(run), **_events(run)},
         details={
             "device": str(run.device),
             "precision": "bfloat16" if run.half else "float32",
@@ -68,6 +70,25 @@ def _events(run: Run) -> dict[str, list[dict[str, Json]]]:
     return {"events": rows} if rows else {}
 
 
+def _rounds(run: Run) -> dict[str, list[dict[str, Json]]]:
+    return {"rounds": run.selector.records} if run.selector.records else {}
+
+
+def _last_round(run: Run) -> dict[str, int]:
+    rows = run.selector.records
+    if not rows:
+        return {}
+    last = [row for row in rows if row["round"] == rows[-1]["round"]]
+    sums = {f"last_round_{key}": sum(row[key] for row in last) for key in ("candidates", "passages", "selected_tokens")}
+    return {"selection_rounds": len({row["round"] for row in rows}), **sums}
+
+
+def _rounds_on_average(run: Run) -> dict[str, float]:
+    rows = run.selector.records
+    found = {f"selection_{key}": [row[key] for row in rows if row[key] is not None] for key in ("coverage", "overlap")}
+    return {name: sum(values) / len(values) for name, values in found.items() if values}
+
+
 def _speed(run: Run) -> dict[str, float]:
     if not run.seconds["all"]:
         return {}
@@ -82,7 +103,13 @@ def _speed(run: Run) -> dict[str, float]:
 
 
 def dry_run(run: Run) -> dict[str, Json]:
-    """Return what `run` would take: sizes by count, memory and time from a few real steps that are then forgotten."""
+    """Return what `run` would take: sizes by count, memory and time from a few real steps that are then forgotten.
+
+    Nothing is selected: a selecting phase is told by its rounds and by the tokens that each would embed, and reads all passages here.
+    The estimated time leaves selection out.
+    """
+    for number in range(len(run.plan.rounds)):
+        run.order.select(number, {})
     parameters = num_parameters(run)
     run.model.train()
     seconds = []
@@ -114,6 +141,7 @@ def dry_run(run: Run) -> dict[str, Json]:
         "peak": f"{peak / 1e9:,.0f} GFLOP/s ({source})",
         "flops": flops * tokens,
         "phases": phase_table(run),
+        "selection": selection_plan(run.plan, run.order),
         "domains": domain_table(run),
     }
 

@@ -187,7 +187,7 @@ def _milliseconds(started: Json) -> int:
 
 
 def _curves(manifest: Manifest, timestamp: int) -> Iterator[object]:
-    """Yield the metrics of a training run over tokens: its loss, in all and by domain, and the losses on documents set aside."""
+    """Yield the metrics of a training run over tokens: losses, in all, by domain and on documents set aside, and its selections."""
     from mlflow.entities import Metric
 
     for prefix, name in (("train", "metrics.jsonl"), ("validation", "validation.jsonl")):
@@ -198,6 +198,10 @@ def _curves(manifest: Manifest, timestamp: int) -> Iterator[object]:
             values |= {f"loss/{domain}": loss for domain, loss in record.get("domains", {}).items()}
             for key, value in values.items():
                 yield Metric(_key(f"{prefix}_{key}"), value, timestamp, record["tokens"])
+    for row in manifest.outcome.tables.get("rounds", ()):
+        for key in sorted(set(row) - {"round", "domain", "tokens"}):
+            if isinstance(row[key], int | float):
+                yield Metric(_key(f"selection_{key}/{row['domain']}"), row[key], timestamp, row["tokens"])
 
 
 def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, str]:

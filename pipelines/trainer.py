@@ -33,6 +33,7 @@ from pipelines.objectives import Objective
 from pipelines.optimizers import Optimizer
 from pipelines.plan import Plan, TrainingSettings
 from pipelines.progress import Progress, report_line, short
+from pipelines.reselection import SELECTION, Selector
 from pipelines.run_records import RECORDS, Records
 from pipelines.run_watch import KEPT, Watch
 from pipelines.shards import PassagePool, passage_pools, split_pool
@@ -88,6 +89,7 @@ class Run:
         torch.manual_seed(self.settings.seed)
         self.model = self._new_model().to(self.device)
         check_head(self.model)
+        self.selector = Selector(self)
         if self.settings.activation_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         if self.settings.compile:
@@ -150,7 +152,7 @@ class Run:
     def batch(self, step: int) -> Batch:
         """Return what this process reads at `step`."""
         mine = self._sequences(step)
-        return self._prepared(step, self.order.windows(mine), Generators(self.settings.seed, mine))
+        return self._prepared(step, self.order.windows(mine, step), Generators(self.settings.seed, mine))
 
     def _prepared(self, step: int, windows: np.ndarray, generators: Generators) -> Batch:
         phase = self.settings.phases[self.plan.phase_at(step)[0]]
@@ -212,6 +214,7 @@ class Run:
     def _guarded_step(self, out: Path, records: Records, writer: CheckpointWriter | None) -> float:
         """Train on the batch of the step, and do what the guard says; return the loss."""
         self.enter_phase()
+        self.selector.enter(out)
         rate = self.plan.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] / self.settings.phases[0].learning_rate * rate
@@ -250,7 +253,7 @@ class Run:
             torch.manual_seed(step_seed(self.settings.seed, self.step, self.world.rank))
             for first in range(0, rows, size):
                 part = batch.rows(first, min(rows, first + size)).to(self.device)
-                with gradients_shared(self.module, last=first + size >= rows), self._autocast():
+                with gradients_shared(self.module, last=first + size >= rows), self.autocast():
                     total, per_window_B, counts_B = self.module(objective, part, self._teacher)
                     (total * (self.world.size / targets)).backward()
                 sums.append(torch.stack([per_window_B.double(), counts_B.double()], dim=1))
@@ -263,7 +266,8 @@ class Run:
         return float(domains[:, 0].sum() / targets), norm.item(), domains
 
     @contextlib.contextmanager
-    def _autocast(self) -> Iterator[None]:
+    def autocast(self) -> Iterator[None]:
+        """Compute in the run's precision inside."""
         import torch
 
         with torch.autocast(self.device.type, dtype=torch.bfloat16) if self.half else contextlib.nullcontext():
@@ -287,7 +291,7 @@ class Run:
         return self.plan.parameterizations[self._phase] if self._phase is not None else None
 
     def _intervene(self, action: Action, reason: str, rate: float) -> None:
-        documents = list(self.order.documents(self.order.sequences(self.replaced.get(self.step, self.step))))
+        documents = list(self.order.documents(self.order.sequences(self.replaced.get(self.step, self.step)), self.step))
         self.guard.record(self.step, action, reason, documents)
         named = ", ".join(f"{name} ({domain})" for domain, name in documents[:3])
         words = f"step {self.step}: {reason}; its {len(documents)} documents begin with {named}"
@@ -340,6 +344,7 @@ class Run:
             "best": list(self.watch.best) if self.watch.best else None,
             "stopped_early": self.stopped_early,
             "processes": self.world.size,
+            "rounds": self.selector.records,
         }
         model = checkpoints.full_model_state(self.model)
         return TrainingState(self.step, model, checkpoints.full_optimizer_state(self.model, self.optimizer), loop)
@@ -352,6 +357,7 @@ class Run:
         self._domain_sums = np.asarray(state.loop["domain_sums"], dtype=np.float64)
         self.watch.best = tuple(state.loop["best"]) if state.loop["best"] else None
         self.guard.restore(state.loop["guard"], events=not rewound)
+        self.selector.restore(state.loop["rounds"])
         if rewound:
             return
         self.replaced = {int(step): int(spare) for step, spare in state.loop["replaced"]}
@@ -378,8 +384,8 @@ class Run:
 
     @staticmethod
     def _carried(out: Path) -> tuple[Path, ...]:
-        """Return what a resume point holds besides the state: the records, and the checkpoints that are kept."""
-        return (*(out / name for name in RECORDS), out / KEPT)
+        """Return what a resume point holds besides the state: the records, the checkpoints that are kept, what rounds read."""
+        return (*(out / name for name in RECORDS), out / KEPT, out / SELECTION)
 
     @contextlib.contextmanager
     def _writer(self, out: Path, resumable: bool) -> Iterator[CheckpointWriter | None]:  # noqa: FBT001
@@ -403,7 +409,7 @@ class Run:
         last = max(0, self.step - 1)
         self.model.eval()
         parts = []
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"), self._autocast():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.autocast():
             for first in range(0, len(windows), batch):
                 rows = windows[first : first + batch]
                 generators = Generators(MEASURING, range(first, first + len(rows)))

@@ -7,10 +7,15 @@ import os
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from assets_defs.automation import STAGES
 from assets_defs.definitions import defs
 from assets_defs.partitions import PROBE, PROBES, RECIPE, SOURCE
+from assets_defs.resources import Mill, load_recipes
+from assets_defs.selection import scores
+from pipelines.engine import Engine
+from pipelines.errors import GristmillError
 
 GOLDEN = Path(__file__).parent / "golden_graph.json"
 
@@ -74,3 +79,22 @@ def test_the_monthly_schedule_asks_for_the_newest_snapshot_of_every_domain() -> 
     assert sorted(request.partition_key for request in requests) == sorted(
         str(key) for key in SOURCE.get_partition_keys() if str(key).endswith("|2026-03-01")
     )
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ("perplexity.log_perplexity", "quality_scores holds no snapshot of"),
+        ("toxicity.document_probability", "toxicity_scores holds no snapshot of"),
+        (
+            "quality_classifier.good_probability",
+            "quality_classifier is not scored; add it to project.yaml, or name a rule of quality: gopher",
+        ),
+    ],
+)
+def test_a_selection_reads_the_scores_that_its_recipe_names_and_no_others(tmp_path: Path, score: str, message: str) -> None:
+    mill, recipe = Mill(tmp_path, Engine(kind="serial")), load_recipes()["code-critical"]
+    assert scores(mill, recipe) == {}
+    named = recipe.model_copy(update={"selection": recipe.selection.model_copy(update={"score": score})})
+    with pytest.raises(GristmillError, match=message):
+        scores(mill, named)

@@ -398,3 +398,9 @@ def test_what_a_set_function_does_not_look_at_is_refused(function: str, choices:
     given = {"roles": {"code": "general"}, "budget": {"general": {"fraction": 0.5}}, "function": function, **choices}
     with pytest.raises(ValueError, match=message):
         SelectionSettings.model_validate(given)
+
+
+def test_a_plan_that_cannot_be_run_is_refused_where_the_recipe_is_read(tmp_path: Path, project: Project) -> None:
+    phase = {"tokens": 100_000, "learning_rate": 1e-3, "select": {"every_tokens": 50_000}}
+    with pytest.raises(GristmillError, match="processes"):
+        recipe(tmp_path, project, training={"processes": 2}, pretraining=[phase])
