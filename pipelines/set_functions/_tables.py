@@ -16,12 +16,12 @@ from pipelines.embedders._grid import to_integer_rows
 from pipelines.engine import Engine
 from pipelines.set_functions._neighbors import TILE_ROWS, NeighborGraph, empty_lists, nearest_candidates
 
-POINTS_PER_CELL = 1_000
+POINTS_PER_CELL = 500
 SAMPLE_PER_CENTRE = 32
 """Points that the centres are fitted on, for each of them."""
 ROUNDS = 2
 """Rounds of k-means on the sample."""
-FLAT_CENTRES = 4_096
+FLAT_CENTRES = 256
 """Centres that every point is compared with; more are looked for through centres of centres."""
 UPPER_PROBES = 8
 
@@ -36,7 +36,8 @@ def clustered_graph(embeddings: np.ndarray, neighbors: int, *, tables: int = 4, 
     for table in range(tables):
         random = np.random.default_rng([seed, table])
         centres = fitted_centres(embeddings, max(1, len(embeddings) // POINTS_PER_CELL), random)
-        cells = nearest_centres(embeddings, centres, probes, random)
+        cells = nearest_centres(embeddings, centres, probes, random).copy()
+        cells[:, 0] = np.maximum(cells[:, 0], 0)  # what is near to no centre has a home, too
         for probe in range(cells.shape[1]):
             _compare(embeddings, embeddings, cells[:, 0], cells[:, probe], len(centres), columns, similarities)
     return NeighborGraph(len(embeddings), columns, similarities, is_exact=False)
