@@ -25,7 +25,7 @@ def embedder(mill: Mill, partition: None) -> Build:
     return Build(
         asset="embedder",
         step=embedding.fit_embedder,
-        settings=mill.project.embedder_fit(),
+        settings=embedding.located(mill.project.embedder_fit(), mill.root),
         inputs={"sample": sample, "splits": mill.splits([str(manifest.partition) for manifest in sample])},
         audits=embedding.EMBEDDER_AUDITS,
         **_identity(mill),
@@ -49,7 +49,7 @@ def document_embeddings(mill: Mill, partition: str) -> Build:
         asset="document_embeddings",
         partition=partition,
         step=embedding.embed_documents,
-        settings=mill.project.embedding(),
+        settings=mill.project.embedding().model_copy(update={"root": mill.root}),
         inputs={"cleaned": mill.store.current("cleaned_corpus", partition), "embedder": mill.store.current("embedder")},
         audits=embedding.EMBEDDING_AUDITS,
         **_identity(mill),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,10 @@ from pydantic import Field, model_validator
 
 from pipelines import plugins
 from pipelines.documents import TableWriter, partition_file, passages, read_batches, row_count, stable_fraction
+from pipelines.embedders import Embedder
 from pipelines.embedders._grid import NORM, to_integer_rows
 from pipelines.errors import EmptyInput, GristmillError
+from pipelines.files import file_hashes
 from pipelines.manifests import Check, Manifest, Member, Outcome
 from pipelines.plugins import Settings
 from pipelines.store import advisory
@@ -48,6 +51,10 @@ class EmbedderSettings(Settings):
     """Characters of a passage at most."""
     sample_passages: int = Field(default=20_000, ge=1)
     """Passages of training documents that the embedder is fitted on, at most."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """File -> SHA-256 of every local file that changes the vectors; `located` fills it in."""
+    root: Path = Field(default=Path(), exclude=True)
+    """Where relative paths start; the same project elsewhere makes the same vectors."""
 
     @model_validator(mode="after")
     def _known_embedder(self) -> EmbedderSettings:
@@ -60,6 +67,22 @@ class EmbeddingSettings(Settings):
 
     max_characters: int = Field(default=1_500, ge=1)
     """Characters of a passage at most; tokenized shards must be cut alike for selection to count tokens."""
+    root: Path = Field(default=Path(), exclude=True)
+    """Where relative paths of the embedder start."""
+
+
+def located(settings: EmbedderSettings, root: Path) -> EmbedderSettings:
+    """Return `settings` with `root`, and with the hashes of the files that the embedder reads.
+
+    Raises:
+        GristmillError: one of them does not exist.
+    """
+    files = file_hashes(_embedder(settings.embedder, settings.settings, root).files(), root)
+    return settings.model_copy(update={"files": files, "root": root})
+
+
+def _embedder(name: str, settings: Mapping[str, object], root: Path) -> Embedder:
+    return cast(Embedder, plugins.build("embedders", name, settings)).at(root)
 
 
 def fit_embedder(settings: EmbedderSettings, out: Path, *, sample: tuple[Manifest, ...], splits: tuple[Member, ...]) -> Outcome:
@@ -86,7 +109,7 @@ def fit_embedder(settings: EmbedderSettings, out: Path, *, sample: tuple[Manifes
         labels = ", ".join(corpus.label for corpus in sample) or "no corpus"
         raise EmptyInput(f"embedder {settings.embedder!r}: no training text in {labels}; check that the split leaves documents in train")
     texts = [text for _, _, _, text in sorted(heap, reverse=True)]
-    embedder = plugins.build("embedders", settings.embedder, settings.settings)
+    embedder = _embedder(settings.embedder, settings.settings, settings.root)
     metrics = embedder.fit(texts, out)
     record = {"name": settings.embedder, "settings": embedder.model_dump(mode="json")}
     (out / EMBEDDER_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -123,7 +146,7 @@ def embed_documents(settings: EmbeddingSettings, out: Path, *, cleaned: Manifest
     Memory is bounded by one batch of passages. A document without text has no passage and is counted.
     """
     record = json.loads(embedder.file(EMBEDDER_FILE).read_text(encoding="utf-8"))
-    plugin = plugins.build("embedders", record["name"], record["settings"])
+    plugin = _embedder(record["name"], record["settings"], settings.root)
     documents = without_text = characters = 0
     with TableWriter(out / "passages.parquet", PASSAGE_SCHEMA) as writer:
         for name, text in _texts(cleaned):
