@@ -53,7 +53,7 @@ SIZES = {
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 """The Trainer's learning rates."""
 SPEED_RATE = 1e-3
-FRACTIONS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
+FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
 """Our runs, as shares of the Trainer's steps."""
 HELD_OUT_WINDOWS = 128
 WARM_UP = 4
