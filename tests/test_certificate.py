@@ -51,9 +51,9 @@ def thinned(graph: NeighborGraph, *, keep: float, seed: int) -> NeighborGraph:
     return NeighborGraph(graph.num_points, columns, similarities, is_exact=False)
 
 
-def greedy(graph: NeighborGraph) -> Order:
-    """Return the exact greedy order of facility location on `graph`."""
-    picks, gains = coverage_order(graph)
+def greedy(graph: NeighborGraph, tokens: np.ndarray | None = None) -> Order:
+    """Return the exact greedy order of facility location on `graph`, by gain or by gain per token."""
+    picks, gains = coverage_order(graph, costs=tokens)
     return Order(picks=picks, gains=gains / UNIT, graph=graph)
 
 
@@ -206,7 +206,7 @@ def test_estimates_are_within_a_few_standard_errors(approximate: bool, divisor: 
 def test_an_exact_coverage_moves_the_others_with_it() -> None:
     """Random and greedy are differences from the selection on the same points, so a greedy selection has all of the gap."""
     rows, tokens = points(1_200, dimensions=24, clusters=60, seed=4), token_counts(1_200)
-    order = greedy(neighbor_graph(rows, 16))
+    order = greedy(neighbor_graph(rows, 16), tokens)
     size = num_within(tokens[order.picks], int(tokens.sum()) // 4)
     found, exact = certificate(rows, tokens, order, size, max_points=150), certificate(rows, tokens, order, size)
     assert found.coverage == exact.coverage == found.coverage_greedy
@@ -241,7 +241,7 @@ def test_recall_counts_the_nearest_that_are_edges(keep: float) -> None:
 def test_random_orders_have_nothing_of_the_gap_and_greedy_has_all() -> None:
     rows, tokens = points(1_000, dimensions=24, clusters=80, seed=2), token_counts(1_000, seed=2)
     graph = neighbor_graph(rows, 32)
-    order = greedy(graph)
+    order = greedy(graph, tokens)
     size = num_within(tokens[order.picks], int(tokens.sum()) // 4)
     found = certificate(rows, tokens, order, size)
     assert found.gap_share == 1.0

@@ -271,6 +271,19 @@ def test_low_scores_weigh_more() -> None:
         FacilityLocation(weights="low_score").order(Points(rows))
 
 
+def test_text_that_resembles_nothing_is_worth_nothing_to_others() -> None:
+    rows = np.concatenate([points(60, dimensions=7, seed=1), np.zeros((1, 7), np.int16)])
+    rows = np.concatenate([rows, np.zeros((61, 1), np.int16)], axis=1)
+    rows[60, 7] = NORM
+    assert 60 in FacilityLocation().order(Points(rows)).picks
+    order = FacilityLocation(cover_itself=False, neighbors=61).order(Points(rows))
+    dense = np.maximum(rows.astype(np.int64) @ rows.T.astype(np.int64), 0)
+    np.fill_diagonal(dense, 0)
+    wanted = brute_force(lambda chosen: int(dense[:, chosen].max(axis=1, initial=0).sum()), 61)
+    assert order.picks.tolist() == [pick for pick, _ in wanted]
+    assert 60 not in order.picks
+
+
 def test_gain_by_token_takes_short_passages_first() -> None:
     rows = points(50, seed=12)
     costs = np.where(np.arange(50) % 2 == 0, 1, 100)

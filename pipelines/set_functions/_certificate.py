@@ -58,7 +58,7 @@ class Certificate:
     coverage_random: float
     """Mean of `RANDOM_DRAWS` random selections of at most as many tokens."""
     coverage_greedy: float
-    """Of the exact greedy order of facility location on the graph, at most as many tokens."""
+    """Of the exact greedy order of facility location on the graph, by gain per token, at most as many tokens."""
     upper_bound: float
     """No set of at most as many passages and at most as many tokens covers more."""
     upper_bound_of_tokens: float
@@ -143,7 +143,7 @@ def certify(
     """
     graph = order.graph or represented.graph or FacilityLocation().graph(embeddings)
     spent = int(tokens[order.picks[:num_selected]].sum())
-    greedy = coverage_order(graph)[0]
+    greedy = coverage_order(graph, costs=tokens)[0]
     draws = [np.random.default_rng([seed, draw]).permutation(len(embeddings)) for draw in range(RANDOM_DRAWS)]
     rankings = [ranking(points, tokens, spent) for points in (order.picks, greedy, *draws)]
     rows = np.random.default_rng([seed, RANDOM_DRAWS]).permutation(len(embeddings))[: max_points or num_sampled(embeddings)]
@@ -222,12 +222,16 @@ def _mean_curve(curves: list[Curve]) -> Curve:
 def _bounds(
     graph: NeighborGraph, tokens: np.ndarray, greedy: np.ndarray, sample: Sample, *, num_selected: int, spent: int
 ) -> tuple[float, Curve]:
-    """Return what no set of at most `num_selected` points exceeds, and along tokens, `spent` among them, what no set of as many does."""
+    """Return what no set of at most `num_selected` points exceeds, and along tokens, `spent` among them, what no set of as many does.
+
+    The duals start from a greedy set: `greedy` is by gain per token.
+    """
     total = int(tokens.sum())
     ones = np.ones(len(tokens), dtype=np.int64)
 
     def duals(costs: np.ndarray, budget: int, *, steps: int = STEPS) -> Duals:
-        covered = _on_graph(graph, greedy[: num_within(costs[greedy], budget)])[1]
+        order = coverage_order(graph)[0] if costs is ones else greedy
+        covered = _on_graph(graph, order[: num_within(costs[order], budget)])[1]
         return best_duals(graph, costs, budget, covered=covered, steps=steps)
 
     def bounds(found: Duals, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:

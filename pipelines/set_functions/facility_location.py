@@ -46,8 +46,12 @@ class FacilityLocation(SetFunction):
     weights: Literal["equal", "tokens", "low_score", "high_score"] = "equal"
     """What covering a point counts: 1, its tokens, or from 1 to 10 by the decile of its score within the domain, more for a low (or high)
     score."""
-    per_token: bool = False
-    """Whether the gain by token decides, not the gain by passage: under a budget of tokens short passages then come earlier."""
+    cover_itself: bool = True
+    """Whether a pick covers itself. Without, a passage is worth what it says of others, as unseen text is one of the others: text
+    that resembles nothing is then worth nothing. The sum is over i of the maximum over j in S other than i, and is submodular, too."""
+    per_token: bool = True
+    """Whether the gain by token decides, where tokens are known, or the gain by passage. Under a budget of tokens the first covers more,
+    and short passages come earlier."""
     towards: Literal["flqmi", "flvmi"] = "flqmi"
     """What is represented where there is a target set: the queries, or all points as far as queries are near them."""
     eta: float = Field(default=1.0, ge=0)
@@ -62,9 +66,9 @@ class FacilityLocation(SetFunction):
         settings = {"costs": points.costs if self.per_token else None}
         if points.queries is not None and self.towards == "flqmi":
             return self._towards_queries(points, graph, settings)
-        represented = graph
+        represented = graph if self.cover_itself else _without_itself(graph)
         if points.queries is not None:
-            represented = _clipped(graph, self.eta * nearest_pick(points.embeddings, points.queries)[1])
+            represented = _clipped(represented, self.eta * nearest_pick(points.embeddings, points.queries)[1])
         covered = nearest_pick(points.embeddings, points.earlier)[1] if points.earlier is not None else None
         picks, gains = self._picks(represented, on_gpu=on_gpu, covered=covered, weights=self._weights(points), **settings)
         return Order(picks=picks, gains=gains / UNIT, graph=graph)
@@ -133,6 +137,16 @@ class FacilityLocation(SetFunction):
 
 MOST_PER_QUERY = 256
 """Candidates that represent a query at most."""
+
+
+def _without_itself(graph: NeighborGraph) -> NeighborGraph:
+    """Return `graph` without the edge of each point to itself."""
+    itself = graph.columns == np.arange(graph.num_rows)[:, None]
+    order = np.argsort(itself, axis=1, kind="stable")  # the edge goes to the end of its row
+    columns, similarities = (np.take_along_axis(values, order, axis=1) for values in (graph.columns, graph.similarities))
+    found = itself.any(axis=1)
+    columns[found, -1], similarities[found, -1] = -1, 0
+    return NeighborGraph(graph.num_points, columns, similarities, is_exact=graph.is_exact)
 
 
 def _clipped(graph: NeighborGraph, limits: np.ndarray) -> NeighborGraph:

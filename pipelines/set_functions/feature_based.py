@@ -22,8 +22,8 @@ class FeatureBased(SetFunction):
     """g: the square root, or ln(1 + x)."""
     power: float = Field(default=2.0, ge=1)
     """Exponent of the components: above 1 a passage's few strong features count, and not the noise in all of them."""
-    per_token: bool = False
-    """Whether the gain by token decides."""
+    per_token: bool = True
+    """Whether the gain by token decides, where tokens are known."""
 
     def order(self, points: Points) -> Order:
         """Order by marginal gain; points without features are left out."""

@@ -23,8 +23,8 @@ class GraphCut(SetFunction):
     """Edges per point, as in facility_location."""
     exact_up_to: int = Field(default=100_000, ge=0)
     """Points up to which every pair is compared."""
-    per_token: bool = False
-    """Whether the gain by token decides."""
+    per_token: bool = True
+    """Whether the gain by token decides, where tokens are known."""
 
     def order(self, points: Points) -> Order:
         """Order by marginal gain, as long as it is above 0."""

@@ -24,8 +24,8 @@ class SaturatedCoverage(SetFunction):
     """Edges per point, as in facility_location."""
     exact_up_to: int = Field(default=100_000, ge=0)
     """Points up to which every pair is compared."""
-    per_token: bool = False
-    """Whether the gain by token decides."""
+    per_token: bool = True
+    """Whether the gain by token decides, where tokens are known."""
 
     def order(self, points: Points) -> Order:
         """Order by marginal coverage; what adds nothing to an unsaturated point is left out."""
