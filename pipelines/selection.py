@@ -105,6 +105,9 @@ class SelectionChoices(Settings):
     """Domains whose kept training passages the selection of a role is to be near to."""
     max_queries: int = Field(default=4_000, ge=1)
     """Passages of these domains that are looked at, by a stable hash."""
+    shares: Literal["corpus", "free"] = "corpus"
+    """Whether every domain keeps its share of the role's tokens, or gets what the order gives it: domains of short or varied passages
+    then grow, and with them what the model is good at."""
     arrival: Literal["joint", "by_snapshot"] = "joint"
     """Whether all snapshots are ordered together, or one after the other, each with its own share of the budget."""
     seed: int = 0
@@ -256,6 +259,22 @@ def select_subset(
     return Outcome(counts=counts, metrics=metrics, tables=tables, plots=draw(out, pictures), details=details)
 
 
+def in_step(order: Order, groups: np.ndarray, costs: np.ndarray) -> Order:
+    """Return `order` with the groups in step: a prefix holds about the same share of the costs of every group.
+
+    The picks of a group stay in their order; they are merged by the share of the group's costs that they reach, ties as they came.
+
+    Args:
+        groups, costs: int64, shape ``(n,)``.
+    """
+    reached = np.empty(len(order.picks))
+    for group in np.unique(groups):
+        mine = groups[order.picks] == group
+        reached[mine] = np.cumsum(costs[order.picks[mine]]) / costs[groups == group].sum()
+    merged = np.argsort(reached, kind="stable")
+    return Order(picks=order.picks[merged], gains=order.gains[merged], graph=order.graph)
+
+
 def choose(settings: SelectionSettings, role: Role, sources: Sources) -> Chosen:
     """Order the candidates of `role`, all together or snapshot by snapshot, and take what the budget holds.
 
@@ -272,6 +291,8 @@ def choose(settings: SelectionSettings, role: Role, sources: Sources) -> Chosen:
         before = np.concatenate([part.picks for part in taken]) if taken else np.zeros(0, dtype=np.int64)
         earlier = candidates.embeddings[before] if len(before) else None
         order = function.order(candidates.points(rows, queries=queries, earlier=earlier))
+        if settings.shares == "corpus":
+            order = in_step(order, candidates.groups[rows], candidates.costs[rows])
         picks = order.picks + rows.start
         limit = budget.of(int(candidates.tokens[rows].sum()))
         within = num_within(candidates.amounts(picks, budget.unit), limit)

@@ -24,9 +24,9 @@ from pipelines.manifests import Check, Manifest, Outcome
 from pipelines.pages import code, percent
 from pipelines.plugins import Settings
 from pipelines.report_sections import Artifacts
-from pipelines.selection import SELECTION_SCHEMA, Chosen, SelectionSettings, choose, count, measure, ranked, select_subset
+from pipelines.selection import SELECTION_SCHEMA, Chosen, SelectionSettings, choose, count, in_step, measure, ranked, select_subset
 from pipelines.selection_audits import SELECTION_AUDITS, tokens_by_domain
-from pipelines.set_functions import Points
+from pipelines.set_functions import Order, Points
 from pipelines.set_functions._neighbors import nearest_pick
 from pipelines.set_functions.facility_location import FacilityLocation
 from pipelines.store import Build, Store
@@ -194,7 +194,7 @@ def vector_of(given_inputs: dict) -> dict[tuple[str, int], np.ndarray]:
 
 
 def test_selection_is_a_prefix_within_the_budget(store: Store) -> None:
-    manifest = subset(store, inputs(store, WIKI, BOOK, CODE))
+    manifest = subset(store, inputs(store, WIKI, BOOK, CODE), shares="free")
     table = selection_table(manifest)
     assert table.schema.equals(SELECTION_SCHEMA)
     rows = table.to_pylist()
@@ -334,7 +334,7 @@ def test_bytes_of_a_passage_are_those_of_its_text(store: Store) -> None:
 
 def test_scores_reach_the_set_function_by_document(store: Store) -> None:
     given_inputs = inputs(store, WIKI, BOOK, CODE)
-    chosen = chosen_of(given_inputs, function="by_score", settings={"within_groups": False}, score=RULE)
+    chosen = chosen_of(given_inputs, function="by_score", settings={"within_groups": False}, score=RULE, shares="free")
     scores = document_scores(WIKI) | document_scores(BOOK)
     found = [scores.get(name, np.nan) for name in ranked(chosen)["id"].to_pylist()]
     scored = [score for score in found if not np.isnan(score)]
@@ -650,3 +650,26 @@ def test_settings_are_checked_where_they_are_built() -> None:
     one_role = {"roles": {"wiki": "general"}, "budget": {"general": {"fraction": 0.2}}, "towards": {"target": ["wiki"]}}
     with pytest.raises(GristmillError, match="towards names role 'target', to which no domain belongs; roles: general"):
         plugins.validate(SelectionSettings, one_role, where="selection")
+
+
+def test_domains_keep_their_shares_in_every_prefix() -> None:
+    random = np.random.default_rng(0)
+    groups, costs = random.integers(3, size=600), random.integers(1, 50, size=600)
+    order = Order(picks=random.permutation(600), gains=np.arange(600.0))
+    merged = in_step(order, groups, costs)
+    assert sorted(merged.picks.tolist()) == list(range(600))
+    for group in range(3):
+        assert merged.picks[groups[merged.picks] == group].tolist() == order.picks[groups[order.picks] == group].tolist()
+    for size in (100, 300, 500):
+        taken = np.bincount(groups[merged.picks[:size]], weights=costs[merged.picks[:size]]) / np.bincount(groups, weights=costs)
+        assert taken.max() - taken.min() < 0.02
+    assert dict(zip(merged.picks.tolist(), merged.gains.tolist(), strict=True)) == dict(
+        zip(order.picks.tolist(), order.gains.tolist(), strict=True)
+    )
+
+
+def test_shares_of_the_domains_after_selection(store: Store) -> None:
+    given_inputs = inputs(store, WIKI, BOOK, CODE)
+    kept = {row["domain"]: row for row in subset(store, given_inputs, general={"fraction": 0.5}).outcome.tables["by_domain"]}
+    for domain in ("wiki", "book"):
+        assert kept[domain]["share_after"] == pytest.approx(kept[domain]["share_before"], abs=0.05)
