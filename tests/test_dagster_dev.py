@@ -168,7 +168,7 @@ class DagsterDev:
     def stop(self) -> list[int]:
         """Interrupt the process group as a terminal does, and return the processes that it left."""
         os.killpg(self.process.pid, signal.SIGINT)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # a loaded machine lets its processes wait
         while (left := self.processes()) and time.monotonic() < deadline:
             self.process.poll()
             time.sleep(0.2)
