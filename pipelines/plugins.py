@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TypeVar
+from pathlib import Path
+from typing import Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from pipelines.errors import GristmillError, UnknownName, suggestion
 
@@ -42,6 +43,31 @@ class Settings(BaseModel):
 
 class Plugin(Settings):
     """Base of every plugin class."""
+
+
+class LocatedPlugin(Plugin):
+    """Base of the plugins whose settings may name files of the user."""
+
+    _root: Path = PrivateAttr(default=Path())
+
+    @property
+    def root(self) -> Path:
+        """Where relative paths of the settings start: the project's directory."""
+        return self._root
+
+    def at(self, root: Path) -> Self:
+        """Return a copy that takes relative paths from `root`."""
+        copy = self.model_copy()
+        copy._root = root
+        return copy
+
+    def files(self) -> Sequence[Path]:
+        """Return the local files that change what the plugin makes, apart from the code: their content is part of its identity.
+
+        Raises:
+            GristmillError: a file that the settings name does not exist.
+        """
+        return ()
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)

@@ -36,6 +36,7 @@ from pipelines.objectives import Objective
 from pipelines.plan import Plan, Reselection, TrainingSettings
 from pipelines.progress import Progress, report_line, short
 from pipelines.set_functions import Points, SetFunction
+from pipelines.set_functions._certificate import num_within
 from pipelines.set_functions._neighbors import coverage_along
 from pipelines.shards import PassagePool
 
@@ -143,7 +144,7 @@ class Selector:
         points = Points(embeddings=embeddings, costs=_tokens(pool))
         order = _function(select, number).order(points)
         budget = _budget(select, pool)
-        picks = order.picks[: _num_within(points.costs[order.picks], budget)]
+        picks = order.picks[: num_within(points.costs[order.picks], budget)]
         if not len(picks):
             raise EmptyInput(
                 f"round {number}, {domain}: {budget} tokens hold not one passage of the order of {select.function}; "
@@ -273,11 +274,6 @@ def _tokens(pool: PassagePool) -> np.ndarray:
 
 def _budget(select: Reselection, pool: PassagePool) -> int:
     return int(select.fraction * int(_tokens(pool).sum()))
-
-
-def _num_within(tokens: np.ndarray, budget: int) -> int:
-    """Return how many leading passages hold at most `budget` tokens together."""
-    return int(np.searchsorted(np.cumsum(tokens), budget, side="right"))
 
 
 def _padded(pool: PassagePool, passages: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from pipelines.plan import TrainingSettings, training_plugins
 from pipelines.plugins import Settings
 from pipelines.store import Build, Store
 from pipelines.tokenization import PassageSettings, TokenizerSettings, tokenize_documents, train_tokenizer
+from pipelines.trainer import BudgetReached
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -192,3 +193,14 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
     return tokenizer
+
+
+def in_pieces(request: Build, store: Store, *, seconds: float) -> tuple[Manifest, int]:
+    """Build `request` with a budget that ends again and again; return the artifact and the number of times it was asked for."""
+    piecewise = replace(request, settings=request.settings.model_copy(update={"max_seconds": seconds}))
+    for number in range(1, 200):
+        try:
+            return store.build(piecewise).manifest, number
+        except BudgetReached:
+            continue
+    raise AssertionError("never finished")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_world import BATCH, MODEL, SEQUENCE_LENGTH, World
+from small_world import BATCH, MODEL, SEQUENCE_LENGTH, World, in_pieces
 
 from pipelines import plugins
 from pipelines.embedders._grid import NORM
@@ -44,17 +44,6 @@ def asked(world: World, **changes: object) -> Build:
 def opened(world: World, **changes: object) -> Run:
     settings = asked(world, **changes).settings
     return Run(settings, role_shares(world.selection)["general"], world.selection[:1], world.shards, world.tokenizer, None)
-
-
-def in_pieces(request: Build, store: Store, *, seconds: float = 0.03) -> tuple[Manifest, int]:
-    """Build `request` with a budget that ends again and again; return the artifact and the number of times it was asked for."""
-    piecewise = replace(request, settings=request.settings.model_copy(update={"max_seconds": seconds}))
-    for number in range(1, 200):
-        try:
-            return store.build(piecewise).manifest, number
-        except BudgetReached:
-            continue
-    raise AssertionError("never finished")
 
 
 @pytest.fixture(scope="module")

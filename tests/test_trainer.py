@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_world import BATCH, MODEL, SEQUENCE_LENGTH, World
+from small_world import BATCH, MODEL, SEQUENCE_LENGTH, World, in_pieces
 
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.guards import Guard
@@ -16,7 +16,7 @@ from pipelines.manifests import Manifest
 from pipelines.plan import GuardSettings, Plan, TrainingSettings
 from pipelines.run_records import read_records
 from pipelines.store import Build, Store
-from pipelines.trainer import BudgetReached, Run
+from pipelines.trainer import Run
 from pipelines.training import GeneralSettings, dry_run_checkpoint, role_shares
 
 STEP = BATCH * SEQUENCE_LENGTH
@@ -44,17 +44,6 @@ def records(manifest: Manifest, name: str = "metrics.jsonl") -> list[dict]:
 def opened(world: World, **changes: object) -> Run:
     request = asked(world, **changes)
     return Run(request.settings, role_shares(world.selection)["general"], world.selection[:1], world.shards, world.tokenizer, None)
-
-
-def in_pieces(request: Build, store: Store, *, seconds: float = 0.5) -> tuple[Manifest, int]:
-    """Build `request` with a budget that ends again and again; return the artifact and the number of times it was asked for."""
-    piecewise = replace(request, settings=request.settings.model_copy(update={"max_seconds": seconds}))
-    for number in range(1, 200):
-        try:
-            return store.build(piecewise).manifest, number
-        except BudgetReached:
-            continue
-    raise AssertionError("never finished")
 
 
 # The step

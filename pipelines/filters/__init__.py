@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import PrivateAttr
 
 from pipelines.manifests import Outcome
-from pipelines.plugins import Plugin
+from pipelines.plugins import LocatedPlugin
 
 Scores = Mapping[str, np.ndarray | Sequence[str | None]]
 """By rule float64 of shape ``(documents,)``, by label a list of as many strings, None where nothing can be said."""
@@ -37,7 +36,7 @@ class Rule:
     """The paper and section, or the measurement, that the default threshold comes from."""
 
 
-class Filter(Plugin):
+class Filter(LocatedPlugin):
     """Base of every filter."""
 
     rules: ClassVar[tuple[Rule, ...]]
@@ -48,27 +47,6 @@ class Filter(Plugin):
     """Columns of a document that `score` takes, in the order of its arguments."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Installed packages whose version changes the scores: part of the scores' identity."""
-
-    _root: Path = PrivateAttr(default=Path())
-
-    @property
-    def root(self) -> Path:
-        """Where relative paths of the settings start: the project's directory."""
-        return self._root
-
-    def at(self, root: Path) -> Filter:
-        """Return a copy that takes relative paths from `root`."""
-        copy = self.model_copy()
-        copy._root = root
-        return copy
-
-    def files(self) -> Sequence[Path]:
-        """Return the local files that change the scores, apart from the code: their content is part of the scores' identity.
-
-        Raises:
-            GristmillError: a file that the settings name does not exist.
-        """
-        return ()
 
     def score(self, *columns: Sequence[str]) -> Scores:
         """Return the scores of each rule and the strings of each label. Pure, one thread, no order effects.

@@ -10,8 +10,7 @@ core with 110 M parameters (BERT base); longer ones cost no more, since the rest
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -21,6 +20,7 @@ from pydantic import Field
 
 from pipelines.errors import GristmillError, UnknownName
 from pipelines.filters import Filter, Rule
+from pipelines.hidden_states import one_thread
 from pipelines.model_files import Commit, local_path, model_folder
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class HfClassifier(Filter):
         how = {"truncation": True, "max_length": self.max_tokens}
         lengths = [len(ids) for ids in tokenizer(cut, **how)["input_ids"]]
         order = sorted(range(len(rows)), key=lengths.__getitem__)
-        with _one_thread():
+        with one_thread():
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 inputs = tokenizer([cut[number] for number in batch], padding=True, return_tensors="pt", **how)
@@ -122,15 +122,3 @@ def _answers(model: PreTrainedModel, inputs: dict, column: int | None) -> np.nda
         logits = model(**{name: values.to(model.device) for name, values in inputs.items()}).logits.float()
         values = logits[:, 0] if column is None else torch.softmax(logits, dim=-1)[:, column]
     return values.cpu().numpy().astype(np.float64)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
