@@ -46,6 +46,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, object], bool]] = {
     "full": ("full", {}, False),
     "facility_location": ("facility_location", {}, False),
     "facility_by_passage": ("facility_location", {"per_token": False}, False),
+    "facility_of_others": ("facility_location", {"cover_itself": False}, False),
     "ingenious": ("ingenious", {}, True),
     "perplexity": ("by_score", {}, False),
 }
