@@ -67,6 +67,8 @@ def linear_cross_entropy(
 
     device = hidden_ND.device.type
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    if not torch.is_grad_enabled():  # what a function is told of its inputs does not say so, and it would make their gradients
+        hidden_ND, weight_VD, bias_V = hidden_ND.detach(), weight_VD.detach(), None if bias_V is None else bias_V.detach()
     with torch.autocast(device, enabled=False):
         return _function().apply(hidden_ND, weight_VD, bias_V, targets_N, teacher, half)
 
