@@ -2,23 +2,24 @@
 
 It contains the last term of the D-CPT law (2406.01375, equation 6) at k < 0, a logarithm at k = 0, and the CMR paper's
 ``a * R**s + b`` (2407.17467, section 5.1) at k > 0. For a fixed k it is linear least squares, so k is scanned: there
-are no starting points and no local minima.
-
-Shapes: K exponents, N points.
+are no starting points and no local minima. A mixture without any of the corpus follows another regime: leave it out.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
-from pipelines.mixing_laws import FittedLaw, MixingLaw
-
-TIE = 1e-15
-"""Squared errors this close are a tie; the lowest exponent is taken."""
+from pipelines.mixing_laws import FittedLaw, MixingLaw, Observations
+from pipelines.mixing_laws._scan import box_cox, scan
 
 
 class OwnShare(MixingLaw):
     """Box-Cox in the corpus' own share."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"own_share"})
+    min_points: ClassVar[int] = 3
 
     offset: float = 0.01
     """e0: keeps the law finite at share 0."""
@@ -29,22 +30,15 @@ class OwnShare(MixingLaw):
     num_k: int = 281
     """Exponents scanned, evenly spaced."""
 
-    def fit(self, shares: np.ndarray, deltas: np.ndarray) -> FittedLaw:
+    def fit_many(self, observed: Observations, losses_DN: np.ndarray) -> list[FittedLaw]:
+        """Fit all draws in one scan of k; at equal error the lowest k is taken."""
         exponents = np.linspace(self.k_min, self.k_max, self.num_k)
-        z_KN = np.stack([box_cox(shares + self.offset, k) for k in exponents])
-        centred_KN = z_KN - z_KN.mean(axis=1, keepdims=True)
-        spread_K = np.maximum((centred_KN**2).sum(axis=1), np.finfo(float).tiny)
-        slope_K = np.maximum(0.0, -(centred_KN @ (deltas - deltas.mean())) / spread_K)
-        level_K = deltas.mean() + slope_K * z_KN.mean(axis=1)
-        error_K = ((deltas - level_K[:, None] + slope_K[:, None] * z_KN) ** 2).sum(axis=1)
-        best = int(np.argmax(error_K <= error_K.min() + TIE))
-        k, level, slope = float(exponents[best]), float(level_K[best]), float(slope_K[best])
+        found = scan(box_cox(observed.own_share + self.offset, exponents[:, None]), losses_DN, max_slope=0.0)
+        chosen = zip(found.level_D, 0.0 - found.slope_D, exponents[found.best_D], strict=True)
+        return [self._law(observed.own, float(level), float(slope), float(k)) for level, slope, k in chosen]
+
+    def _law(self, own: int, level: float, slope: float, k: float) -> FittedLaw:
         return FittedLaw(
-            predict=lambda share: level - slope * box_cox(np.asarray(share, dtype=float) + self.offset, k),
+            predict=lambda shares, _tokens: level - slope * box_cox(shares[:, own] + self.offset, k),
             parameters={"E": level, "C": slope, "k": k, "e0": self.offset},
         )
-
-
-def box_cox(x: np.ndarray, k: float) -> np.ndarray:
-    """Return ``(x**k - 1) / k``, the logarithm where k is 0."""
-    return np.log(x) if abs(k) < 1e-9 else (np.power(x, k) - 1.0) / k
