@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Annotated, Literal, TypeVar, cast
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from pipelines import plugins
 from pipelines.checkpoints import RetentionSettings
@@ -47,11 +47,55 @@ class Reselection(Settings):
     """A passage is embedded by its first so many tokens; `sequence_length` where absent."""
 
 
-class Phase(Settings):
-    """A stretch of training with one objective, one schedule and one mixture."""
+def _target_share(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "critical" or (number and 0 <= value <= 1):
+        return value
+    raise ValueError(f"target share {value!r} is neither a share from 0 to 1 nor `critical`, which is the measured ratio")
+
+
+TargetShare = Annotated[float | Literal["critical"], BeforeValidator(_target_share)]
+
+
+class Ramp(Settings):
+    """A target share that moves linearly with the tokens of the phase."""
+
+    start: TargetShare
+    """Where the phase begins: a share from 0 to 1, or `critical`."""
+    end: TargetShare
+    """Where it ends."""
+
+
+def _share_or_ramp(value: object) -> str:
+    return "ramp" if isinstance(value, Ramp | Mapping) else "share"
+
+
+ShareOrRamp = Annotated[Annotated[TargetShare, Tag("share")] | Annotated[Ramp, Tag("ramp")], Discriminator(_share_or_ramp)]
+
+
+class PhaseMixture(Settings):
+    """How much a phase reads, and of what."""
 
     tokens: int = Field(ge=1)
     """Tokens read; rounded down to whole batches."""
+    mixture: dict[str, float] | None = None
+    """Share of each domain in this phase; the run's own where absent."""
+    target_share: ShareOrRamp | None = None
+    """Share of the target domains in this phase, where it is to differ from the run's: a number, `critical` for the measured ratio, or
+    `start` and `end` of a ramp. The shares of domains within their roles stay. Needs a domain mixture."""
+
+    @model_validator(mode="after")
+    def _shares_are_shares(self) -> PhaseMixture:
+        if self.mixture is not None and (min(self.mixture.values(), default=0.0) < 0 or sum(self.mixture.values()) <= 0):
+            raise ValueError(f"mixture {self.mixture} needs shares of at least 0, one of them above; they are divided by their sum")
+        if self.mixture is not None and self.target_share is not None:
+            raise ValueError(f"mixture {self.mixture} says all shares, so target_share says nothing; leave one of them out")
+        return self
+
+
+class Phase(PhaseMixture):
+    """A stretch of training with one objective, one schedule and one mixture."""
+
     learning_rate: float = Field(gt=0)
     """The peak rate that the schedule multiplies."""
     objective: str = "causal"
@@ -62,8 +106,6 @@ class Phase(Settings):
     """A plugin of `schedules/`."""
     schedule_settings: dict[str, Json] = Field(default_factory=dict)
     """Settings of the schedule."""
-    mixture: dict[str, float] | None = None
-    """Share of each domain in this phase; the run's own where absent."""
     attention: Literal["window", "document"] = "window"
     """`document`: no position attends beyond its own document, and positions begin anew with each."""
     parameterization: str | None = None
@@ -76,12 +118,6 @@ class Phase(Settings):
     """Settings of the teacher."""
     select: Reselection | None = None
     """Which of its passages the phase reads; all of them where absent."""
-
-    @model_validator(mode="after")
-    def _shares_are_shares(self) -> Phase:
-        if self.mixture is not None and (min(self.mixture.values(), default=0.0) < 0 or sum(self.mixture.values()) <= 0):
-            raise ValueError(f"mixture {self.mixture} needs shares of at least 0, one of them above; they are divided by their sum")
-        return self
 
     def named(self) -> Iterator[tuple[str, str, Mapping[str, Json]]]:
         """Yield the extension folder, the name and the settings of each plugin of the phase."""

@@ -21,7 +21,7 @@ import numpy as np
 from pipelines import checkpoints, plugins
 from pipelines.batch import Batch
 from pipelines.checkpoints import CheckpointWriter, RetentionSettings, TrainingState
-from pipelines.data_order import DataOrder, first_windows
+from pipelines.data_order import DataOrder, DomainMixture, first_windows
 from pipelines.distributed import World, current_world, gradients_shared, layers_of, loss_module, parallelize, pick_device
 from pipelines.draws import Generators, step_seed
 from pipelines.encoders import special_tokens
@@ -59,7 +59,7 @@ class Run:
     """A run in progress: model, optimizer, data order and the step it stands at."""
 
     settings: TrainingSettings
-    shares: Mapping[str, float]
+    shares: Mapping[str, float] | DomainMixture
     selection: tuple[Member, ...]
     shards: tuple[Manifest, ...]
     tokenizer: Manifest

@@ -1,4 +1,4 @@
-"""Training: the general checkpoint, the mixture probes and the pretrained checkpoint, all by the loop of `pipelines.trainer`.
+"""Training: the general checkpoint, trained or adopted, and the pretrained checkpoint, by the loop of `pipelines.trainer`.
 
 A checkpoint is a Hugging Face directory; transformers alone opens it. Several processes run this module under torchrun:
 
@@ -15,36 +15,29 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from pipelines import checkpoints
 from pipelines.checkpoints import RetentionSettings
+from pipelines.data_order import DataOrder, DomainMixture
 from pipelines.distributed import ERROR_NAME, current_world, joined, launch, pick_device
-from pipelines.documents import write_table
-from pipelines.errors import EmptyInput, GristmillError
+from pipelines.encoders import special_tokens
+from pipelines.errors import GristmillError
+from pipelines.files import file_hashes
 from pipelines.manifests import Check, Json, Manifest, Member, Outcome, read_manifest
-from pipelines.plan import NOT_IN_FINGERPRINT, TrainingSettings
+from pipelines.model_files import Commit, local_path, model_folder, weight_files
+from pipelines.models import ModelSettings, check_head, new_model, set_up_torch
+from pipelines.plan import NOT_IN_FINGERPRINT, Plan, TrainingSettings
 from pipelines.plugins import Settings
 from pipelines.run_records import EVENTS, METRICS, VALIDATION, read_records
 from pipelines.run_summary import dry_run, run_outcome
 from pipelines.run_watch import TOKENIZER_FILES
-from pipelines.shards import held_out_documents, windows_of
+from pipelines.shards import passage_pools, split_pool
+from pipelines.shares import role_shares
 from pipelines.store import advisory
 from pipelines.trainer import RESUME, Run
 
 TRAINING_PACKAGES = ("torch", "transformers")
-LOSSES = pa.schema(
-    [
-        ("probe", pa.string()),
-        ("ratio", pa.float64()),
-        ("seed", pa.int64()),
-        ("tokens", pa.int64()),
-        ("corpus", pa.string()),
-        ("window", pa.int64()),
-        ("loss", pa.float64()),
-    ]
-)
 
 
 class GeneralSettings(TrainingSettings):
@@ -54,23 +47,85 @@ class GeneralSettings(TrainingSettings):
     """The role whose selected passages are read."""
 
 
-class ProbeSettings(TrainingSettings):
-    """One probe: the base continued at a target share, measured on paired windows along the way."""
-
-    ratio: float = Field(ge=0, le=1)
-    """Share of tokens from the target domains, in [0, 1] (R of the CMR paper, 2407.17467, section 3)."""
-    measure_at: tuple[float, ...] = (0.25, 0.5, 1.0)
-    """Shares of the run after which the held-out windows are measured."""
-    windows: dict[str, int] = Field(default_factory=lambda: {"general": 480, "target": 240})
-    """Held-out windows per corpus."""
-
-
 def train_general(
     settings: GeneralSettings, out: Path, *, selection: tuple[Member, ...], shards: tuple[Manifest, ...], tokenizer: Manifest
 ) -> Outcome:
     """Train a model on the selected passages of the general domains, in proportion to their tokens."""
     shares = role_shares(selection)[settings.role]
     return _train_checkpoint(settings, shares, out, selection=selection, shards=shards, tokenizer=tokenizer)
+
+
+class AdoptionSettings(Settings):
+    """The general checkpoint where a model is taken as it is."""
+
+    checkpoint: str
+    """A Hugging Face directory (relative paths start at `root`), or a repository on the hub."""
+    revision: Commit | None = None
+    """The commit of the repository: where it is given, the hub is asked."""
+    sequence_length: int = Field(default=128, ge=2)
+    """Positions that the model has to have."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """File -> SHA-256 of the directory's weights, configuration and tokenizer; `located_checkpoint` fills it in."""
+    root: Path = Field(default=Path(), exclude=True)
+    """Where relative paths start. Not part of the identity."""
+
+
+def located_checkpoint(settings: AdoptionSettings, root: Path) -> AdoptionSettings:
+    """Return `settings` with `root`, and with the hashes of the files of a local checkpoint: its bytes are its identity.
+
+    Raises:
+        GristmillError: there is no such directory, or it leaves `root`.
+    """
+    if settings.revision:
+        return settings.model_copy(update={"root": root})
+    directory = local_path(settings.checkpoint, root, key="model.checkpoint")
+    tokenizer = [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
+    return settings.model_copy(update={"files": file_hashes([*weight_files(directory), *tokenizer], root), "root": root})
+
+
+def adopt_checkpoint(settings: AdoptionSettings, out: Path, *, tokenizer: Manifest) -> Outcome:
+    """Save the checkpoint that `settings` names as it is, in float32, with the project's tokenizer: nothing is trained.
+
+    Raises:
+        GristmillError: it cannot be opened, has other tokens than the tokenizer, is shorter than a window, computes its logits in
+            a way that training does not, or was changed since its files were hashed.
+    """
+    set_up_torch(1)
+    named = ModelSettings(checkpoint=settings.checkpoint, revision=settings.revision)
+    directory = model_folder(settings.checkpoint, settings.revision, settings.root)
+    _check_same_tokens(directory, tokenizer)
+    tokens = special_tokens(tokenizer.directory)
+    model = new_model(named, tokens, settings.sequence_length, settings.root)
+    check_head(model)
+    if settings.files and located_checkpoint(settings, settings.root).files != settings.files:
+        raise GristmillError(f"checkpoint {settings.checkpoint} was changed while it was read; materialize general_checkpoint again")
+    model.save_pretrained(out)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer.file(name), out / name)
+    return Outcome(
+        counts={"tokens": 0, "steps": 0, "parameters": sum(p.numel() for p in model.parameters())},
+        details={"adopted": settings.checkpoint, "architecture": type(model).__name__, "vocabulary_size": model.config.vocab_size},
+    )
+
+
+def _check_same_tokens(directory: Path, tokenizer: Manifest) -> None:
+    """Check that each id means to the checkpoint in `directory` what it means to the project, where it has a tokenizer to ask.
+
+    Raises:
+        GristmillError: the first id that differs is named.
+    """
+    from tokenizers import Tokenizer
+
+    if not (directory / TOKENIZER_FILES[0]).is_file():
+        return
+    own, ours = (Tokenizer.from_file(str(path / TOKENIZER_FILES[0])) for path in (directory, tokenizer.directory))
+    for number in range(max(own.get_vocab_size(), ours.get_vocab_size())):
+        theirs, here = own.id_to_token(number), ours.id_to_token(number)
+        if theirs != here:
+            raise GristmillError(
+                f"token {number} is {theirs!r} in checkpoint {directory} and {here!r} in the project's tokenizer; a model that is taken as "
+                "it is needs its own: name its directory as `tokenizer: {path: ...}` in project.yaml"
+            )
 
 
 def train_mixture(
@@ -83,80 +138,16 @@ def train_mixture(
     shards: tuple[Manifest, ...],
     tokenizer: Manifest,
 ) -> Outcome:
-    """Continue `base` on the domain mixture of `mixture`."""
-    shares = json.loads(mixture.file("mixture.json").read_text())["shares"]
-    return _train_checkpoint(settings, shares, out, selection=selection, shards=shards, tokenizer=tokenizer, base=base)
+    """Continue `base` on the domain mixture of `mixture`: its shares, the target shares of phases over its roles, and its limits.
 
-
-def train_probe(
-    settings: ProbeSettings,
-    out: Path,
-    *,
-    base: Manifest,
-    selection: tuple[Member, ...],
-    decisions: Manifest,
-    shards: tuple[Manifest, ...],
-    tokenizer: Manifest,
-) -> Outcome:
-    """Continue `base` at one target share and store the loss of every held-out window, before and along the run.
-
-    The windows, the data order of each domain and the base are the same for every ratio, so losses are paired.
+    Where a limit ends the run before its plan, `ended_by` of the outcome's details names the domains.
     """
-    shares = role_shares(selection)
-    run = Run(settings, mixed_shares(shares, settings.ratio), selection, shards, tokenizer, base)
-    windows = _held_out_windows(settings, decisions, shards, shares, run.end_of_text)
-    label = f"r{settings.ratio:.2f}-s{settings.seed}"
-    points = sorted({max(1, round(share * run.num_steps)) for share in settings.measure_at})
-    rows: list[pa.Table] = []
-
-    def measure(step: int) -> dict[str, np.ndarray]:
-        losses = {corpus: run.window_losses(batch) for corpus, batch in windows.items()}
-        rows.extend(_loss_table(label, settings, step * run.tokens_per_step, corpus, found) for corpus, found in losses.items())
-        return losses
-
-    final = measure(0)
-    for point in points:
-        run.advance(point, out, resumable=False)
-        final = measure(point)
-    write_table(out / "losses.parquet", pa.concat_tables(rows))
-    return run_outcome(
-        run,
-        metrics={f"{corpus}_loss_nats_per_token": float(losses.mean()) for corpus, losses in final.items()},
-        counts={f"{corpus}_windows": len(batch) for corpus, batch in windows.items()},
-    )
-
-
-def role_shares(selection: tuple[Member, ...]) -> dict[str, dict[str, float]]:
-    """Return, by role, each domain's share of the selected tokens of that role."""
-    import duckdb
-
-    rows = duckdb.sql(
-        "select role, domain, sum(tokens) from read_parquet($paths) where selected group by all order by all",
-        params={"paths": [str(member.path) for member in selection]},
-    ).fetchall()
-    totals: dict[str, int] = {}
-    for role, _, tokens in rows:
-        totals[role] = totals.get(role, 0) + tokens
-    return {role: {d: t / totals[role] for r, d, t in rows if r == role} for role in totals}
-
-
-def mixed_shares(by_role: Mapping[str, Mapping[str, float]], ratio: float) -> dict[str, float]:
-    """Return the shares of a mixture with target share `ratio`; within a role by selected tokens.
-
-    Raises:
-        EmptyInput: a role that is to be read has no selected passage.
-    """
-    wanted = {"general": 1.0 - ratio, "target": ratio}
-    for role, share in wanted.items():
-        if share > 0 and role not in by_role:
-            raise EmptyInput(f"no {role} passage was selected; a mixture with target share {ratio} needs both roles")
-    shares = {d: wanted[role] * s for role in ("general", "target") for d, s in by_role.get(role, {}).items() if wanted[role] > 0}
-    return dict(sorted(shares.items()))
+    return _train_checkpoint(settings, DomainMixture.read(mixture), out, selection=selection, shards=shards, tokenizer=tokenizer, base=base)
 
 
 def _train_checkpoint(
     settings: TrainingSettings,
-    shares: Mapping[str, float],
+    shares: Mapping[str, float] | DomainMixture,
     out: Path,
     *,
     selection: tuple[Member, ...],
@@ -164,13 +155,39 @@ def _train_checkpoint(
     tokenizer: Manifest,
     base: Manifest | None = None,
 ) -> Outcome:
+    mixture = DomainMixture.of(shares)
+    settings, ended_by = _while_it_lasts(settings, mixture, selection, shards, tokenizer)
     if settings.processes == 1:
-        outcome = _train(Run(settings, shares, selection, shards, tokenizer, base), out)
+        outcome = _train(Run(settings, mixture, selection, shards, tokenizer, base), out)
     else:
-        outcome = _train_in_processes(settings, shares, out, selection=selection, shards=shards, tokenizer=tokenizer, base=base)
+        outcome = _train_in_processes(settings, mixture, out, selection=selection, shards=shards, tokenizer=tokenizer, base=base)
     shutil.rmtree(out / RESUME, ignore_errors=True)
     _plot_losses(out)
-    return outcome.model_copy(update={"plots": ("training_loss.png",)})
+    details = {**outcome.details, "ended_by": ended_by} if ended_by else outcome.details
+    return outcome.model_copy(update={"plots": ("training_loss.png",), "details": details})
+
+
+def _while_it_lasts(
+    settings: TrainingSettings,
+    mixture: DomainMixture,
+    selection: tuple[Member, ...],
+    shards: tuple[Manifest, ...],
+    tokenizer: Manifest,
+) -> tuple[TrainingSettings, list[str]]:
+    """Return `settings` that end where the limits of `mixture` end the run, and the domains whose limits do; none where none does.
+
+    Every process of the run has to know its end, so it is found before they start.
+    """
+    if mixture.on_exhausted == "repeat" or mixture.max_epochs is None:
+        return settings, []
+    pools, fraction = passage_pools(selection, shards, special_tokens(tokenizer.directory).end_of_text), settings.validation.fraction
+    if fraction:
+        pools = {domain: split_pool(pool, fraction)[0] for domain, pool in pools.items()}
+    plan = Plan(settings)
+    order = DataOrder(plan, mixture, pools)
+    if order.num_steps == plan.num_steps:
+        return settings, []
+    return settings.model_copy(update={"max_tokens": order.num_steps * plan.tokens_per_step}), order.ended_by()
 
 
 def _train(run: Run, out: Path) -> Outcome:
@@ -188,7 +205,14 @@ def _train(run: Run, out: Path) -> Outcome:
         save_file(optimizer, out / "trainer" / "optimizer.safetensors")
         if run.guard.events:
             (out / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in run.guard.events), encoding="utf-8")
-    return run_outcome(run)
+    return _as_read(run_outcome(run), run.order)
+
+
+def _as_read(outcome: Outcome, order: DataOrder) -> Outcome:
+    """Return `outcome` with what `order` read of each domain, and with the share that target domains had over all phases."""
+    share = order.target_share()
+    metrics = outcome.metrics if share is None else {**outcome.metrics, "target_share": share}
+    return outcome.model_copy(update={"metrics": metrics, "tables": {**outcome.tables, "domains": order.table()}})
 
 
 class Request(Settings):
@@ -196,8 +220,8 @@ class Request(Settings):
 
     settings: dict[str, Json]
     """A TrainingSettings, the fields that are left out of fingerprints included."""
-    shares: dict[str, float]
-    """Share of each domain."""
+    mixture: DomainMixture
+    """What is read of each domain."""
     selection: tuple[tuple[str, str], ...]
     """Directory of the artifact and name of the file."""
     shards: tuple[str, ...]
@@ -215,12 +239,12 @@ class Request(Settings):
         shards = tuple(read_manifest(Path(directory)) for directory in self.shards)
         base = read_manifest(Path(self.base)) if self.base else None
         settings = TrainingSettings.model_validate(self.settings)
-        return Run(settings, self.shares, members, shards, read_manifest(Path(self.tokenizer)), base)
+        return Run(settings, self.mixture, members, shards, read_manifest(Path(self.tokenizer)), base)
 
 
 def _train_in_processes(
     settings: TrainingSettings,
-    shares: Mapping[str, float],
+    mixture: DomainMixture,
     out: Path,
     *,
     selection: tuple[Member, ...],
@@ -236,7 +260,7 @@ def _train_in_processes(
     work.mkdir(exist_ok=True)
     request = Request(
         settings=whole,
-        shares=dict(shares),
+        mixture=mixture,
         selection=tuple((str(member.manifest.directory), member.name) for member in selection),
         shards=tuple(str(manifest.directory) for manifest in shards),
         tokenizer=str(tokenizer.directory),
@@ -267,7 +291,7 @@ def _train_as_one_of_many(path: Path) -> None:
 
 def dry_run_checkpoint(
     settings: TrainingSettings,
-    shares: Mapping[str, float],
+    shares: Mapping[str, float] | DomainMixture,
     *,
     selection: tuple[Member, ...],
     shards: tuple[Manifest, ...],
@@ -275,33 +299,9 @@ def dry_run_checkpoint(
     base: Manifest | None = None,
 ) -> dict[str, Json]:
     """Return what a run would take (parameters, memory, tokens, epochs, time) from a few steps of it; nothing is written."""
-    return dry_run(Run(settings.model_copy(update={"processes": 1}), shares, selection, shards, tokenizer, base))
-
-
-def _held_out_windows(
-    settings: ProbeSettings, decisions: Manifest, shards: tuple[Manifest, ...], roles: Mapping[str, Mapping[str, float]], end_of_text: int
-) -> dict[str, np.ndarray]:
-    """Return the held-out windows of the general and the target corpus, each domain by its share of its role."""
-    documents = held_out_documents(decisions, shards)
-    windows = {}
-    for role, total in settings.windows.items():
-        parts = [
-            windows_of(documents[domain], settings.sequence_length, max(1, round(total * share)), end_of_text)
-            for domain, share in roles.get(role, {}).items()
-            if domain in documents
-        ]
-        if not parts or not sum(len(part) for part in parts):
-            raise EmptyInput(
-                f"no held-out window of the {role} domains; raise `held_out` of {', '.join(roles.get(role, {}))} in project.yaml"
-            )
-        windows[role] = np.concatenate(parts)
-    return windows
-
-
-def _loss_table(label: str, settings: ProbeSettings, tokens: int, corpus: str, losses: np.ndarray) -> pa.Table:
-    n = len(losses)
-    columns = [[label] * n, [settings.ratio] * n, [settings.seed] * n, [tokens] * n, [corpus] * n, list(range(n)), losses.tolist()]
-    return pa.table(dict(zip(LOSSES.names, columns, strict=True)), schema=LOSSES)
+    mixture = DomainMixture.of(shares)
+    settings, _ = _while_it_lasts(settings.model_copy(update={"processes": 1}), mixture, selection, shards, tokenizer)
+    return dry_run(Run(settings, mixture, selection, shards, tokenizer, base))
 
 
 def _plot_losses(out: Path) -> None:
@@ -329,6 +329,8 @@ def weights_finite(draft: Manifest) -> Check:
 @advisory
 def loss_fell(draft: Manifest) -> Check:
     """In the last phase, the mean training loss of the last tenth lies below that of the first tenth."""
+    if not draft.counts["steps"]:
+        return Check(name="loss_fell", passed=True, description="the checkpoint was taken as it is; no step was trained")
     found = read_records(draft.directory / METRICS)
     start = draft.counts["steps"] - int(draft.outcome.tables["phases"][-1]["steps"])
     records = [record["loss"] for record in found if record["step"] > start] or [found[-1]["loss"]]
@@ -337,19 +339,7 @@ def loss_fell(draft: Manifest) -> Check:
     return Check(name="loss_fell", passed=last < first, description=f"training loss {first:.3f} -> {last:.3f} nats per token")
 
 
-def losses_finite(draft: Manifest) -> Check:
-    """Every held-out window has a finite loss at every measured point."""
-    import pyarrow.parquet as pq
-
-    losses = pq.read_table(draft.directory / "losses.parquet", columns=["loss"])["loss"].to_numpy()
-    wrong = int((~np.isfinite(losses)).sum())
-    return Check(
-        name="losses_finite", passed=wrong == 0 and len(losses) > 0, description=f"{len(losses)} window losses, {wrong} not finite"
-    )
-
-
 CHECKPOINT_AUDITS = (weights_finite, loss_fell)
-PROBE_AUDITS = (losses_finite,)
 
 
 if __name__ == "__main__":

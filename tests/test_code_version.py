@@ -90,7 +90,7 @@ def test_a_changed_rule_changes_that_plugin_alone(package: Path, before: dict[st
     [
         ("pipelines/filters/_quality.py", {"pipelines.filters.gopher_quality"}),
         ("pipelines/filters/__init__.py", {"pipelines.filters.markup", "pipelines.filters.gopher_quality"}),
-        ("pipelines/documents.py", {"pipelines.cleaning", "pipelines.embedding"}),
+        ("pipelines/documents.py", {"pipelines.cleaning", "pipelines.embedding", "pipelines.mixture"}),
         ("pipelines/embedders/_grid.py", {"pipelines.embedding"}),
         ("pipelines/plots.py", {"pipelines.mixture"}),
     ],

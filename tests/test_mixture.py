@@ -1,4 +1,4 @@
-"""The critical ratio: laws against published and synthetic numbers, interval coverage, each refusal; the mixture by hand counts."""
+"""The mixture by hand counts: shares, epochs, what runs out and what follows, caps, phases with shares of their own."""
 
 from __future__ import annotations
 
@@ -7,368 +7,17 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_world import publish
 
-from pipelines.errors import EmptyInput, GristmillError
-from pipelines.manifests import Manifest, Member, Outcome
-from pipelines.mixing_laws.own_share import OwnShare, box_cox
-from pipelines.mixing_laws.power import Power
-from pipelines.mixture import (
-    MIXTURE_AUDITS,
-    RATIO_AUDITS,
-    MixtureSettings,
-    RatioSettings,
-    _bootstrap,
-    _Losses,
-    _root,
-    estimate_critical_ratio,
-    mix_domains,
-)
+from pipelines.data_order import DomainMixture
+from pipelines.errors import EmptyInput
+from pipelines.manifests import Check, Json, Manifest, Member, Outcome
+from pipelines.mixture import MIXTURE_AUDITS, MixtureSettings, _filled, mix_domains
 from pipelines.plugins import Settings
 from pipelines.store import Build, Store
-
-TOLERANCE = 0.05
-RATIOS = (0.25, 0.5, 0.7, 0.85)
-TOKENS = 1000
-
-
-def delta(ratio: float, root: float, *, k: float = -0.3, slope: float = 0.08) -> float:
-    """Return the general change of loss at `ratio` under an own-share law that reaches the tolerance at `root`."""
-    return TOLERANCE - slope * float(box_cox(np.asarray(1 - ratio + 0.01), k) - box_cox(np.asarray(1 - root + 0.01), k))
-
-
-def window_losses(
-    deltas: Mapping[float, float], *, windows: int = 400, noise: float = 0.02, common: float = 0.0, seed: int = 0
-) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-    """Return, by ratio, the losses of windows before and after; `common` noise moves a window alike at every ratio."""
-    random = np.random.default_rng(seed)
-    base, shift = random.normal(4.0, 0.8, windows), random.normal(0.0, common, windows)
-    return {ratio: (base, base + change + shift * (1 + ratio) + random.normal(0, noise, windows)) for ratio, change in deltas.items()}
-
-
-def probes(
-    store: Store,
-    deltas: Mapping[float, float],
-    *,
-    target: float | Mapping[float, float] = -0.5,
-    seeds: tuple[int, ...] = (0,),
-    shift_of_seed: float = 0.0,
-    **noise: float,
-) -> tuple[Manifest, ...]:
-    """Publish one synthetic probe per ratio and seed, in the form that training writes."""
-    found = []
-    for seed in seeds:
-        shifted = {ratio: change + seed * shift_of_seed for ratio, change in deltas.items()}
-        general = window_losses(shifted, **{**noise, "seed": seed + 10})
-        gained = {ratio: target[ratio] if isinstance(target, Mapping) else target for ratio in deltas}
-        learnt = window_losses(gained, windows=100, noise=0.01, seed=seed + 50)
-        for ratio in deltas:
-            rows = []
-            for corpus, losses in (("general", general[ratio]), ("target", learnt[ratio])):
-                for tokens, values in ((0, losses[0]), (TOKENS // 2, (losses[0] + losses[1]) / 2), (TOKENS, losses[1])):
-                    point = {"probe": f"r{ratio:.2f}-s{seed}", "ratio": float(ratio), "seed": seed, "tokens": tokens, "corpus": corpus}
-                    rows += [{**point, "window": n, "loss": float(value)} for n, value in enumerate(values)]
-            found.append(publish(store, "mixture_probe", {"losses.parquet": rows}, partition=f"recipe|r{ratio:.2f}-s{seed}"))
-    return tuple(found)
-
-
-def request(made: tuple[Manifest, ...], **changes: object) -> Build:
-    ratio_settings = RatioSettings(**{"draws": 16, **changes})
-    return Build(
-        asset="critical_ratio", step=estimate_critical_ratio, settings=ratio_settings, inputs={"probes": made}, audits=RATIO_AUDITS
-    )
-
-
-def estimated(store: Store, made: tuple[Manifest, ...], **changes: object) -> tuple[dict, Manifest]:
-    """Return critical_ratio.json and the manifest."""
-    manifest = store.build(request(made, **changes)).manifest
-    return json.loads(manifest.file("critical_ratio.json").read_text()), manifest
-
-
-def codes(result: dict, kind: str = "refusals") -> set[str]:
-    return {row["code"] for row in result[kind]}
-
-
-# The laws
-
-TRIAL = {0.0: -0.056, 0.25: -0.026, 0.5: 0.028, 0.75: 0.122, 0.9: 0.239, 1.0: 0.791}
-"""Change of general loss by target share after 500k tokens: a trial with a base of 0.5 M parameters, six ratios, one seed."""
-
-
-def trial_root(law: OwnShare | Power, *chosen: float) -> float:
-    return _root(law, np.asarray(chosen), np.asarray([TRIAL[ratio] for ratio in chosen]), TOLERANCE)
-
-
-def test_the_trials_ratio_is_found_and_held_up_by_the_run_at_it() -> None:
-    """All ratios below 1 give 0.573-0.576; a probe trained there measured +0.0472 nats where the tolerance is 0.05."""
-    root = trial_root(OwnShare(), 0.0, 0.25, 0.5, 0.75, 0.9)
-    assert root == pytest.approx(0.5745, abs=0.003)
-    fitted = OwnShare().fit(1 - np.asarray(list(TRIAL)[:5]), np.asarray(list(TRIAL.values())[:5]))
-    assert float(fitted.predict(np.asarray(1 - 0.575))) == pytest.approx(0.0472, abs=0.004)
-
-
-@pytest.mark.parametrize("three", [(0.25, 0.5, 0.75), (0.5, 0.75, 0.9), (0.25, 0.5, 0.9), (0.0, 0.5, 0.9)])
-def test_three_ratios_are_enough(three: tuple[float, ...]) -> None:
-    assert trial_root(OwnShare(), *three) == pytest.approx(0.5745, abs=0.011)
-
-
-def test_the_second_domain_of_the_trial() -> None:
-    assert _root(OwnShare(), np.asarray([0.25, 0.5, 0.75]), np.asarray([-0.004, 0.049, 0.138]), TOLERANCE) == pytest.approx(
-        0.504, abs=0.002
-    )
-
-
-def test_the_power_law_is_further_off_and_breaks_at_no_replay() -> None:
-    """The CMR paper's form gives 0.589 on four ratios; own-share stays where it was with and without the lowest."""
-    assert trial_root(Power(), 0.25, 0.5, 0.75, 0.9) == pytest.approx(0.589, abs=0.002)
-    with_no_replay = Power().fit(1 - np.asarray(list(TRIAL)[1:]), np.asarray(list(TRIAL.values())[1:]))
-    grid = np.linspace(0.01, 0.99, 981)
-    crossed = grid[np.argmax(with_no_replay.predict(1 - grid) > TOLERANCE)]
-    assert crossed > 0.70
-
-
-@settings(max_examples=30, deadline=None)
-@given(root=st.floats(0.15, 0.85), k=st.floats(-2, 2), slope=st.floats(0.02, 0.5))
-def test_own_share_recovers_its_own_numbers(root: float, k: float, slope: float) -> None:
-    for ratios in (np.asarray([0.1, 0.3, 0.5, 0.7, 0.9]), np.asarray([0.2, 0.5, 0.8])):
-        deltas = np.asarray([delta(ratio, root, k=k, slope=slope) for ratio in ratios])
-        assert _root(OwnShare(), ratios, deltas, TOLERANCE) == pytest.approx(root, abs=0.01)
-
-
-def test_own_share_recovers_its_parameters() -> None:
-    shares = np.asarray([0.05, 0.2, 0.5, 0.8])
-    for k in (-1.5, 0.0, 0.75):
-        found = OwnShare().fit(shares, 0.3 - 0.1 * box_cox(shares + 0.01, k)).parameters
-        assert found == pytest.approx({"E": 0.3, "C": 0.1, "k": k, "e0": 0.01}, abs=1e-6)
-
-
-def test_power_recovers_its_parameters() -> None:
-    ratios = np.asarray([0.2, 0.5, 0.75, 0.9])
-    fitted = Power().fit(1 - ratios, 0.4 * ratios**2.4 - 0.03)
-    assert fitted.parameters == pytest.approx({"a": 0.4, "s": 2.4, "b": -0.03}, abs=1e-6)
-    assert float(fitted.predict(np.asarray(0.5))) == pytest.approx(0.4 * 0.5**2.4 - 0.03)
-
-
-@settings(max_examples=30, deadline=None)
-@given(deltas=st.lists(st.floats(-2, 2), min_size=3, max_size=6))
-def test_a_fitted_own_share_law_never_falls_with_the_other_share(deltas: list[float]) -> None:
-    ratios = np.linspace(0.1, 0.9, len(deltas))
-    predicted = OwnShare().fit(1 - ratios, np.asarray(deltas)).predict(1 - np.linspace(0, 1, 50))
-    assert np.isfinite(predicted).all() and (np.diff(predicted) >= -1e-9).all()
-
-
-def test_box_cox_is_continuous_at_the_logarithm() -> None:
-    x = np.asarray([0.01, 0.5, 1.0])
-    assert box_cox(x, 1e-7) == pytest.approx(np.log(x), abs=1e-5) and box_cox(x, 0.0).tolist() == np.log(x).tolist()
-
-
-# The estimate
-
-
-def test_the_estimate_is_the_root_and_its_interval_holds_it(store: Store) -> None:
-    result, manifest = estimated(store, probes(store, {ratio: delta(ratio, 0.6) for ratio in RATIOS}), draws=60)
-    assert (result["decision"], result["refusals"], result["warnings"]) == ("estimate", [], [])
-    assert result["ratio"] == result["estimate"] == pytest.approx(0.6, abs=0.02)
-    low, high = result["interval_95"]
-    assert low < 0.6 < high and result["safe"] == low
-    assert [row["without"] for row in result["jackknife"]] == list(RATIOS)
-    assert all(row["estimate"] == pytest.approx(0.6, abs=0.05) for row in result["jackknife"])
-    assert [point["general_delta"] for point in result["points"]] == pytest.approx([delta(ratio, 0.6) for ratio in RATIOS], abs=0.005)
-    assert all(check.passed for check in manifest.checks)
-    assert manifest.counts == {"probes": 4, "general_windows": 400, "target_windows": 100}
-    assert manifest.outcome.metrics["ratio"] == result["ratio"]
-    assert manifest.outcome.tables["refusals"] == manifest.outcome.tables["warnings"] == []
-
-
-def test_three_ratios_have_no_jackknife_and_an_estimate(store: Store) -> None:
-    result, _ = estimated(store, probes(store, {ratio: delta(ratio, 0.6) for ratio in (0.3, 0.55, 0.8)}))
-    assert result["decision"] == "estimate" and result["jackknife"] == []
-    assert result["ratio"] == pytest.approx(0.6, abs=0.03)
-
-
-def test_standard_errors_are_those_of_paired_differences(store: Store) -> None:
-    """Windows differ by 0.8 nats among themselves and by 0.02 in their change: the error is 0.02 / sqrt(400)."""
-    result, _ = estimated(store, probes(store, {ratio: delta(ratio, 0.6) for ratio in RATIOS}))
-    assert [point["general_standard_error"] for point in result["points"]] == pytest.approx([0.02 / 20] * 4, rel=0.15)
-
-
-def test_intervals_cover_the_truth() -> None:
-    """Forty synthetic probe sets with window noise shared over ratios: a 95 % interval misses few of them."""
-    covered = 0
-    for trial in range(40):
-        made = window_losses({ratio: delta(ratio, 0.6) for ratio in (0.3, 0.55, 0.8)}, windows=80, noise=0.05, common=0.05, seed=trial)
-        general = np.stack([after - before for before, after in made.values()])
-        losses = _Losses(np.asarray(list(made)), np.zeros(3, dtype=int), TOKENS, general, general, [])
-        draws = _bootstrap(RatioSettings(draws=50, seed=trial), OwnShare(num_k=29), losses)
-        low, high = np.nanquantile(draws, [0.025, 0.975])
-        covered += low <= 0.6 <= high
-    assert 34 <= covered <= 40
-
-
-def test_no_replay_is_kept_out_of_the_fit(store: Store) -> None:
-    deltas = {ratio: delta(ratio, 0.6) for ratio in RATIOS}
-    without, _ = estimated(store, probes(store, deltas))
-    with_it, _ = estimated(store, probes(store, {**deltas, 1.0: 3.0}))
-    # windows of one seed are drawn ratio by ratio, so the first four probes are the same in both
-    assert with_it["ratio"] == without["ratio"] and with_it["interval_95"] == without["interval_95"]
-    assert with_it["law"] == without["law"] and len(with_it["points"]) == 5
-
-
-def test_no_replay_alone_is_an_error(store: Store) -> None:
-    with pytest.raises(GristmillError, match="no probe has a target share below 1"):
-        estimated(store, probes(store, {1.0: 0.8}))
-
-
-def test_the_order_of_the_probes_does_not_matter(store: Store) -> None:
-    made = probes(store, {ratio: delta(ratio, 0.6) for ratio in RATIOS})
-    assert estimated(store, made[::-1])[1].content_sha256 == estimated(store, made)[1].content_sha256
-
-
-# Refusals
-
-
-def noisy(root: float = 0.6) -> dict[float, float]:
-    return {ratio: delta(ratio, root) for ratio in RATIOS}
-
-
-REFUSED = {
-    "too_few_ratios": ({0.3: 0.0, 0.8: 0.12}, {}, "three is the least"),
-    "not_bracketed": ({0.2: 0.0, 0.4: 0.01, 0.6: 0.02}, {}, "add a higher ratio"),
-    "noisy_evaluation": (noisy(), {"noise": 0.4, "windows": 300}, "x as many held-out windows"),
-    "non_monotone": ({0.2: 0.0, 0.4: 0.09, 0.6: 0.03, 0.8: 0.15}, {}, "more windows, or more seeds"),
-    "target_not_learned": (noisy(), {"target": {0.25: -0.3, 0.5: -0.4, 0.7: 0.02, 0.85: -0.4}}, "train the probes longer"),
-    "wide_interval": (noisy(), {"noise": 0.2, "windows": 30}, "add ratios near the estimate"),
-}
-
-
-@pytest.mark.parametrize("code", REFUSED)
-def test_each_refusal_says_what_was_seen_and_what_cures_it(store: Store, code: str) -> None:
-    deltas, noise, remedy = REFUSED[code]
-    result, manifest = estimated(store, probes(store, deltas, **noise), on_refusal="manual", ratio=0.33)
-    refusal = next(row for row in result["refusals"] if row["code"] == code)
-    assert remedy in refusal["remedy"] and refusal["seen"]
-    assert (result["decision"], result["ratio"]) == ("manual", 0.33)
-    assert manifest.outcome.tables["refusals"] == result["refusals"]
-    checks = {check.name: check for check in manifest.checks}
-    assert checks["ratio_inside_interval"].passed and not checks["estimate_not_refused"].passed
-    assert code in checks["estimate_not_refused"].description and remedy in checks["estimate_not_refused"].description
-
-
-def test_a_refusal_is_only_for_its_own_reason(store: Store) -> None:
-    """The probe sets above with clean numbers carry that code alone."""
-    for code in ("too_few_ratios", "not_bracketed", "non_monotone", "target_not_learned"):
-        deltas, noise, _ = REFUSED[code]
-        assert codes(estimated(store, probes(store, deltas, **noise))[0]) <= {code, "wide_interval"}
-
-
-def test_the_number_of_windows_that_is_asked_for_would_do(store: Store) -> None:
-    """Standard error 0.4 / sqrt(300) = 0.0231 against 0.01: 5.3 times as many windows, so 6x."""
-    result, _ = estimated(store, probes(store, noisy(), noise=0.4, windows=300))
-    remedy = next(row["remedy"] for row in result["refusals"] if row["code"] == "noisy_evaluation")
-    assert remedy in ("measure 5x as many held-out windows", "measure 6x as many held-out windows", "measure 7x as many held-out windows")
-
-
-def test_one_window_is_not_exact(store: Store) -> None:
-    result, _ = estimated(store, probes(store, noisy(), windows=1, noise=0.0))
-    assert "noisy_evaluation" in codes(result) and result["decision"] == "lower_bound"
-
-
-def test_lower_bound_takes_the_highest_ratio_that_held(store: Store) -> None:
-    result, _ = estimated(store, probes(store, REFUSED["not_bracketed"][0]))
-    assert (result["decision"], result["ratio"], result["estimate"]) == ("lower_bound", 0.6, 1.0)
-    result, _ = estimated(store, probes(store, {0.2: 0.0, 0.4: 0.09, 0.6: 0.03, 0.8: 0.15}))
-    assert (result["decision"], result["ratio"]) == ("lower_bound", 0.6)
-
-
-def test_no_replay_is_never_the_lower_bound(store: Store) -> None:
-    result, _ = estimated(store, probes(store, {0.2: 0.0, 0.4: 0.01, 0.6: 0.02, 1.0: 0.03}))
-    assert (result["decision"], result["ratio"]) == ("lower_bound", 0.6)
-
-
-def test_error_stops_with_every_reason(store: Store) -> None:
-    made = probes(store, REFUSED["too_few_ratios"][0], target=0.1)
-    with pytest.raises(GristmillError, match=r"too_few_ratios.*add ratios.*target_not_learned.*on_refusal: manual"):
-        estimated(store, made, on_refusal="error")
-    assert not store.is_current("critical_ratio")
-
-
-def test_nothing_that_held_is_an_error_even_for_a_lower_bound(store: Store) -> None:
-    made = probes(store, {0.2: 0.1, 0.4: 0.2, 0.6: 0.4})
-    with pytest.raises(
-        GristmillError, match=r"not_bracketed: no ratio down to 0.20 holds the tolerance \(add a lower ratio, or train the base longer\)"
-    ):
-        estimated(store, made)
-    assert estimated(store, made, on_refusal="manual", ratio=0.05)[0]["ratio"] == 0.05
-
-
-def test_manual_without_a_ratio_is_an_error(store: Store) -> None:
-    with pytest.raises(GristmillError, match="with a `ratio`"):
-        estimated(store, probes(store, REFUSED["too_few_ratios"][0]), on_refusal="manual")
-
-
-def test_manual_does_not_override_an_estimate(store: Store) -> None:
-    assert estimated(store, probes(store, noisy()), on_refusal="manual", ratio=0.1)[0]["decision"] == "estimate"
-
-
-def test_seeds_that_differ_by_data_order_are_not_a_falling_loss(store: Store) -> None:
-    """Two seeds of one ratio, 0.01 nats apart at a standard error of 0.001, say nothing about the ratio."""
-    deltas = {ratio: delta(ratio, 0.6) for ratio in (0.3, 0.55, 0.8)}
-    result, manifest = estimated(store, probes(store, deltas, seeds=(0, 1), shift_of_seed=-0.01))
-    assert codes(result) == set() and manifest.counts["probes"] == 6
-    assert result["ratio"] == pytest.approx(0.6, abs=0.05)
-
-
-def test_probes_of_different_windows_are_an_error(store: Store) -> None:
-    deltas = {ratio: delta(ratio, 0.6) for ratio in RATIOS}
-    made = (*probes(store, deltas)[:2], *probes(store, deltas, windows=300)[2:])
-    with pytest.raises(GristmillError, match="not measured on the same windows"):
-        estimated(store, made)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_whatever_the_losses_the_ratio_is_a_number_or_a_refusal(store: Store, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    deltas = {
-        float(ratio): float(random.normal(0.05, 0.03))
-        for ratio in np.round(np.sort(random.choice(np.arange(1, 20), 4, replace=False)) / 20, 2)
-    }
-    result, _ = estimated(store, probes(store, deltas), on_refusal="manual", ratio=0.5, draws=20)
-    assert math.isfinite(result["ratio"]) and 0 <= result["ratio"] <= 1
-    assert result["refusals"] or result["interval_95"][0] <= result["ratio"] <= result["interval_95"][1]
-    assert "NaN" not in json.dumps(result)
-
-
-# Warnings
-
-
-def test_a_base_that_still_improves_is_a_warning(store: Store) -> None:
-    """The lowest ratio lost 0.07 nats of general loss where the tolerance is 0.05; the estimate stands."""
-    deltas = {0.05: -0.07, 0.3: -0.02, 0.5: 0.02, 0.75: 0.12}
-    result, manifest = estimated(store, probes(store, deltas))
-    assert "base_unconverged" in codes(result, "warnings") and result["decision"] == "estimate"
-    warning = next(row for row in result["warnings"] if row["code"] == "base_unconverged")
-    assert "still improves on general text" in warning["seen"] and "R = 0.05" in warning["seen"]
-    assert "spare learning" in warning["remedy"] and "train the base longer" in warning["remedy"]
-    assert manifest.outcome.tables["warnings"] == result["warnings"]
-    within, _ = estimated(store, probes(store, {**deltas, 0.05: -0.045}))
-    assert "base_unconverged" not in codes(within, "warnings")
-
-
-def test_laws_that_disagree_are_a_warning(store: Store) -> None:
-    """With points at 0.1, 0.5 and 0.95 the power law reads 0.63 where the own-share law, and the truth, say 0.70."""
-    deltas = {ratio: delta(ratio, 0.7, slope=0.05) for ratio in (0.1, 0.5, 0.95)}
-    result, _ = estimated(store, probes(store, deltas, noise=0.002))
-    assert codes(result, "warnings") == {"cross_check_disagrees"} and result["decision"] == "estimate"
-    assert abs(result["estimate"] - result["cross_check"]["estimate"]) > 0.05
-    near, _ = estimated(store, probes(store, {ratio: delta(ratio, 0.7, slope=0.05) for ratio in (0.25, 0.5, 0.75)}, noise=0.002))
-    assert near["warnings"] == []
-
-
-# The mixture
 
 
 def selection(store: Store, tokens: Mapping[str, tuple[str, int]]) -> tuple[Member, ...]:
@@ -382,30 +31,41 @@ def selection(store: Store, tokens: Mapping[str, tuple[str, int]]) -> tuple[Memb
     return tuple(Member(manifest=subset, name=name) for name in files)
 
 
-def measured(store: Store, ratio: float = 0.6, safe: float = 0.55) -> Manifest:
-    """Publish a critical ratio."""
-    made = MeasuredSettings(ratio=ratio, safe=safe)
-    return store.build(Build(asset="critical_ratio", step=write_ratio, settings=made)).manifest
-
-
 class MeasuredSettings(Settings):
-    """What a test lets the probes say."""
+    """What a test lets the probes say, by file."""
 
-    ratio: float
-    safe: float
+    files: dict[str, dict[str, Json]]
 
 
 def write_ratio(made: MeasuredSettings, out: Path) -> Outcome:
-    (out / "critical_ratio.json").write_text(made.model_dump_json())
+    for name, content in made.files.items():
+        (out / name).write_text(json.dumps(content))
     return Outcome()
 
 
-def mixed(store: Store, chosen: tuple[Member, ...], **changes: object) -> tuple[dict, Manifest]:
+def measured(store: Store, ratio: float = 0.6, safe: float = 0.55, **more: Json) -> Manifest:
+    """Publish a critical ratio."""
+    return with_files(store, {"critical_ratio.json": {"ratio": ratio, "safe": safe, **more}})
+
+
+def with_files(store: Store, files: dict[str, dict[str, Json]]) -> Manifest:
+    return store.build(Build(asset="critical_ratio", step=write_ratio, settings=MeasuredSettings(files=files))).manifest
+
+
+def mixed(store: Store, chosen: tuple[Member, ...], found: Manifest | None = None, **changes: object) -> tuple[dict, Manifest]:
     """Return mixture.json and the manifest."""
     made = MixtureSettings(**{"tokens": 1_000_000, **changes})
-    inputs = {"critical_ratio": measured(store), "selection": chosen}
+    inputs = {"critical_ratio": found or measured(store), "selection": chosen}
     manifest = store.build(Build(asset="domain_mixture", step=mix_domains, settings=made, inputs=inputs, audits=MIXTURE_AUDITS)).manifest
     return json.loads(manifest.file("mixture.json").read_text()), manifest
+
+
+def column(mixture: dict, name: str) -> dict[str, Json]:
+    return {row["domain"]: row[name] for row in mixture["domains"]}
+
+
+def epochs_check(manifest: Manifest) -> Check:
+    return next(check for check in manifest.checks if check.name == "within_max_epochs")
 
 
 DOMAINS = {"wiki": ("general", 300_000), "book": ("general", 100_000), "legal": ("target", 200_000)}
@@ -436,15 +96,178 @@ def test_a_ratio_at_the_end_leaves_the_other_role_out(store: Store, ratio: float
 
 
 def test_many_epochs_warn_and_publish(store: Store) -> None:
-    mixture, manifest = mixed(store, selection(store, {**DOMAINS, "legal": ("target", 50_000)}), ratio=0.4)
-    assert mixture["repeated"] == ["legal"]
-    checks = {check.name: check for check in manifest.checks}
-    assert (
-        not checks["within_max_epochs"].passed
-        and not checks["within_max_epochs"].blocking
-        and "legal" in checks["within_max_epochs"].description
+    few = selection(store, {**DOMAINS, "legal": ("target", 50_000)})
+    mixture, manifest = mixed(store, few, ratio=0.4)
+    assert mixture["repeated"] == ["legal"] and column(mixture, "limited") == {"book": False, "wiki": False, "legal": True}
+    assert not epochs_check(manifest).passed and not epochs_check(manifest).blocking and "legal" in epochs_check(manifest).description
+    assert mixed(store, few, ratio=0.4, max_epochs=9.0)[0]["repeated"] == []
+
+
+def test_the_verified_ratio_is_taken_where_there_is_one(store: Store) -> None:
+    files = {"critical_ratio.json": {"ratio": 0.6, "safe": 0.5}, "verified_ratio.json": {"ratio": 0.45, "safe": 0.4}}
+    chosen = selection(store, DOMAINS)
+    assert mixed(store, chosen, with_files(store, files))[0]["ratio"] == 0.45
+    assert mixed(store, chosen, with_files(store, files), use="safe")[0]["shares"]["legal"] == pytest.approx(0.4)
+
+
+def test_searched_shares_replace_those_by_tokens(store: Store) -> None:
+    chosen = selection(store, {**DOMAINS, "tax": ("target", 100_000)})
+    searched = {"ratio": 0.5, "safe": 0.3, "shares": {"wiki": 0.2, "book": 0.3, "legal": 0.5, "tax": 0.0}}
+    mixture, _ = mixed(store, chosen, measured(store, **searched))
+    assert mixture["shares"] == pytest.approx({"wiki": 0.2, "book": 0.3, "legal": 0.5}) and mixture["ratio"] == 0.5
+    assert mixture["role_shares"]["general"] == pytest.approx({"book": 0.6, "wiki": 0.4})
+    safe, _ = mixed(store, chosen, measured(store, **searched), use="safe")
+    assert safe["shares"] == pytest.approx({"wiki": 0.28, "book": 0.42, "legal": 0.3})
+    own = {**searched, "safe_shares": {"wiki": 0.7, "tax": 0.3}}
+    assert mixed(store, chosen, measured(store, **own), use="safe")[0]["shares"] == pytest.approx({"wiki": 0.7, "tax": 0.3})
+    fixed, _ = mixed(store, chosen, measured(store, **searched), ratio=0.4)
+    assert fixed["shares"] == pytest.approx({"wiki": 0.45, "book": 0.15, "legal": 0.4 * 2 / 3, "tax": 0.4 / 3})
+    with pytest.raises(EmptyInput, match="no selected passage of tax, which the search gave a share"):
+        mixed(store, selection(store, DOMAINS), measured(store, shares={"wiki": 0.5, "tax": 0.5}))
+
+
+def test_upsampling_and_the_budget_that_a_role_lasts_for(store: Store) -> None:
+    """Legal is a third of 600,000 selected tokens and has 0.4: 1.2 times as much. 4 * 200,000 / 0.4 = 2,000,000 tokens."""
+    mixture, manifest = mixed(store, selection(store, DOMAINS), ratio=0.4)
+    assert column(mixture, "upsampling") == pytest.approx({"book": 0.9, "wiki": 0.9, "legal": 1.2})
+    assert mixture["limited_at_tokens"] == {"general": round(4 * 400_000 / 0.6), "target": 2_000_000}
+    assert (mixture["exhausted"], mixture["ends_at_tokens"], mixture["target_share"]) == ({}, None, pytest.approx(0.4))
+    assert mixture["limits"] == {"max_epochs": 4.0, "on_exhausted": "repeat"} and epochs_check(manifest).passed
+    assert mixed(store, selection(store, DOMAINS), ratio=0.4, tokens=2_000_000)[0]["exhausted"] == {}
+    assert mixed(store, selection(store, DOMAINS), ratio=0.4, tokens=2_000_100)[0]["exhausted"] == {"legal": 2_000_000}
+    assert mixed(store, selection(store, DOMAINS), ratio=0.0)[0]["limited_at_tokens"]["target"] is None
+
+
+# When a domain runs out
+
+SHORT = {"wiki": ("general", 300_000), "book": ("general", 100_000), "legal": ("target", 40_000), "tax": ("target", 60_000)}
+"""At a ratio of 0.4 and two epochs, legal (0.16) and tax (0.24) last for half a million tokens."""
+
+
+def test_repeat_says_where_the_epochs_are_over(store: Store) -> None:
+    mixture, manifest = mixed(store, selection(store, SHORT), ratio=0.4, max_epochs=2)
+    assert mixture["exhausted"] == {"legal": 500_000, "tax": 500_000} and mixture["repeated"] == ["legal", "tax"]
+    assert column(mixture, "planned_tokens") == {"book": 150_000, "wiki": 450_000, "legal": 160_000, "tax": 240_000}
+    assert epochs_check(manifest).description == "read too often: legal, tax" and mixture["ends_at_tokens"] is None
+    assert manifest.outcome.details["exhausted"] == mixture["exhausted"]
+
+
+def test_stop_ends_there(store: Store) -> None:
+    mixture, manifest = mixed(store, selection(store, SHORT), ratio=0.4, max_epochs=2, on_exhausted="stop")
+    assert mixture["ends_at_tokens"] == 500_000 and mixture["repeated"] == []
+    assert column(mixture, "planned_tokens") == {"book": 75_000, "wiki": 225_000, "legal": 80_000, "tax": 120_000}
+    assert not epochs_check(manifest).passed and "the run ends at 500,000 of 1,000,000 tokens" in epochs_check(manifest).description
+
+
+def test_renormalise_hands_shares_on(store: Store) -> None:
+    """Both target domains end at half of the budget; the rest is general, book to wiki as 1 to 3. A larger tax takes it over first."""
+    mixture, manifest = mixed(store, selection(store, SHORT), ratio=0.4, max_epochs=2, on_exhausted="renormalise")
+    assert column(mixture, "planned_tokens") == {"book": 200_000, "wiki": 600_000, "legal": 80_000, "tax": 120_000}
+    assert mixture["exhausted"] == {"legal": 500_000, "tax": 500_000} and mixture["target_share"] == pytest.approx(0.2)
+    assert epochs_check(manifest).passed and "limited to 2 epochs: legal, tax" in epochs_check(manifest).description
+    shares = {"wiki": 0.45, "book": 0.15, "legal": 0.2, "tax": 0.2}
+    taken, _ = mixed(
+        store,
+        selection(store, {**SHORT, "tax": ("target", 900_000)}),
+        measured(store, shares=shares),
+        max_epochs=2,
+        on_exhausted="renormalise",
     )
-    assert mixed(store, selection(store, {**DOMAINS, "legal": ("target", 50_000)}), ratio=0.4, max_epochs=9.0)[0]["repeated"] == []
+    assert taken["exhausted"] == {"legal": 400_000} and taken["target_share"] == pytest.approx(0.4)
+    assert column(taken, "planned_tokens") == {"book": 150_000, "wiki": 450_000, "legal": 80_000, "tax": 320_000}
+
+
+def test_cap_foresees_it(store: Store) -> None:
+    """No domain is planned beyond two epochs: legal and tax get 0.08 and 0.12 from the start, and general the rest."""
+    mixture, manifest = mixed(store, selection(store, SHORT), ratio=0.4, max_epochs=2, on_exhausted="cap")
+    assert mixture["shares"] == pytest.approx({"book": 0.2, "wiki": 0.6, "legal": 0.08, "tax": 0.12})
+    assert (mixture["exhausted"], mixture["ends_at_tokens"], mixture["ratio"]) == ({}, None, 0.4)
+    assert column(mixture, "epochs") == pytest.approx({"book": 2.0, "wiki": 2.0, "legal": 2.0, "tax": 2.0})
+    assert column(mixture, "limited") == {"book": False, "wiki": False, "legal": True, "tax": True}
+    assert mixture["target_share"] == manifest.outcome.metrics["target_share"] == pytest.approx(0.2)
+    shares = {"wiki": 0.4, "book": 0.2, "legal": 0.3, "tax": 0.1}
+    within, _ = mixed(
+        store, selection(store, {**SHORT, "tax": ("target", 900_000)}), measured(store, shares=shares), max_epochs=2, on_exhausted="cap"
+    )
+    assert within["shares"] == pytest.approx({"wiki": 0.4, "book": 0.2, "legal": 0.08, "tax": 0.32}) and within[
+        "target_share"
+    ] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("what", ["renormalise", "cap"])
+def test_a_selection_that_does_not_last_ends_the_run(store: Store, what: str) -> None:
+    """All 500,000 tokens twice are a million; the budget is two."""
+    mixture, manifest = mixed(store, selection(store, SHORT), ratio=0.4, max_epochs=2, on_exhausted=what, tokens=2_000_000)
+    assert mixture["ends_at_tokens"] == 1_000_000 and not epochs_check(manifest).passed
+    assert column(mixture, "epochs") == pytest.approx(dict.fromkeys(SHORT, 2.0)) and sum(mixture["shares"].values()) == pytest.approx(1.0)
+    alone, _ = mixed(store, selection(store, SHORT), ratio=1.0, max_epochs=2, on_exhausted=what)
+    assert set(alone["shares"]) == {"legal", "tax"} and alone["ends_at_tokens"] == 200_000  # a role without a share does not step in
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.lists(st.tuples(st.floats(0, 1) | st.just(0.0), st.floats(0.001, 2)), min_size=1, max_size=8))
+def test_water_filling_keeps_caps_sum_and_proportions(rows: list[tuple[float, float]]) -> None:
+    wanted, caps = ({str(n): row[place] for n, row in enumerate(rows)} for place in (0, 1))
+    filled = _filled(wanted, caps)
+    reach = sum(caps[name] for name, weight in wanted.items() if weight > 0)
+    assert sum(filled.values()) == pytest.approx(min(sum(wanted.values()), reach))
+    assert all(filled[name] <= caps[name] * (1 + 1e-9) for name in caps)
+    levels = [filled[name] / weight for name, weight in wanted.items() if weight > 1e-6 and filled[name] < caps[name] * (1 - 1e-6)]
+    assert not levels or max(levels) == pytest.approx(min(levels))
+    assert not levels or all(filled[n] <= wanted[n] * max(levels) * (1 + 1e-6) for n in wanted if wanted[n] > 1e-6)
+
+
+# Phases with shares of their own
+
+
+def test_epochs_are_counted_along_the_phases(store: Store) -> None:
+    """A third of the budget at 0.1, a third in a ramp from there to the ratio, and a third at it: 0.1, 0.35 and 0.6 of the tokens."""
+    phases = (
+        {"tokens": 300_000, "target_share": 0.1},
+        {"tokens": 300_000, "target_share": {"start": 0.1, "end": "critical"}},
+        {"tokens": 300_000},
+    )
+    mixture, manifest = mixed(store, selection(store, DOMAINS), tokens=900_000, phases=phases, max_epochs=1.0)
+    assert mixture["shares"]["legal"] == pytest.approx(0.6) and mixture["target_share"] == pytest.approx(0.35)
+    assert column(mixture, "planned_tokens") == {"book": 146_250, "wiki": 438_750, "legal": 315_000}
+    assert manifest.outcome.metrics["target_share"] == pytest.approx(0.35)
+    # 30,000 and 105,000 tokens of legal are read before the last phase, in which it has 0.6
+    assert mixture["exhausted"]["legal"] == 600_000 + round(65_000 / 0.6)
+    assert mixture["exhausted"]["book"] == mixture["exhausted"]["wiki"] == round(ramp_end(400_000 - 270_000))
+    with pytest.raises(ValueError, match="phases of 900000 tokens for a mixture of 1000000"):
+        MixtureSettings(tokens=1_000_000, phases=phases)
+
+
+def ramp_end(general: float) -> float:
+    """Return when `general` tokens are read in a ramp whose general share falls from 0.9 to 0.4 over 300,000 tokens, after as many."""
+    slope = -0.5 / 300_000
+    return 300_000 + (-0.9 + math.sqrt(0.81 + 2 * slope * general)) / slope
+
+
+def test_a_phase_with_a_mixture_of_its_own_counts(store: Store) -> None:
+    phases = ({"tokens": 250_000, "mixture": {"legal": 3, "book": 1}}, {"tokens": 750_000})
+    mixture, _ = mixed(store, selection(store, DOMAINS), ratio=0.4, phases=phases, on_exhausted="renormalise", max_epochs=1.0)
+    assert mixture["exhausted"] == {
+        "legal": 250_000 + 31_250,  # 187,500 of its 200,000 tokens are gone, the rest goes at 0.4
+        "book": 281_250 + 131_250,  # 62,500 and 4,687.5 are gone; then it has a quarter
+        "wiki": 600_000,
+    }
+    assert mixture["ends_at_tokens"] == 600_000 and column(mixture, "epochs") == pytest.approx(dict.fromkeys(DOMAINS, 1.0))
+    phases = ({"tokens": 400_000, "mixture": {"legal": 3, "book": 1}}, {"tokens": 600_000})
+    mixture, _ = mixed(store, selection(store, DOMAINS), ratio=0.4, phases=phases, on_exhausted="renormalise", max_epochs=1.0)
+    assert mixture["ends_at_tokens"] == 300_000 and column(mixture, "planned_tokens")["wiki"] == 0  # the phase has nothing left to read
+    with pytest.raises(EmptyInput, match="no selected passage of patents"):
+        mixed(store, selection(store, DOMAINS), phases=({"tokens": 1_000_000, "mixture": {"patents": 1}},))
+
+
+def test_training_reads_what_is_written(store: Store) -> None:
+    chosen, limits = selection(store, DOMAINS), {"max_epochs": 3.0, "on_exhausted": "cap"}
+    mixture, manifest = mixed(store, chosen, ratio=0.4, **limits)
+    read = DomainMixture.read(manifest)
+    assert (read.shares, read.role_shares, read.ratio) == (mixture["shares"], mixture["role_shares"], 0.4)
+    assert (read.max_epochs, read.on_exhausted) == (3.0, "cap")
+    again = Store(store.root.parent / "again")
+    assert mixed(again, selection(again, DOMAINS), measured(again), ratio=0.4, **limits)[1].content_sha256 == manifest.content_sha256
 
 
 def test_a_role_without_text_is_an_error(store: Store) -> None:
