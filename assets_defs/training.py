@@ -1,9 +1,9 @@
-"""general_checkpoint and pretrained_checkpoint by recipe; mixture_probe by recipe and probe."""
+"""general_checkpoint and pretrained_checkpoint by recipe."""
 
 import dagster as dg
 
 from assets_defs.materialization import mill_asset
-from assets_defs.partitions import ALL, PROBE, RECIPE, RECIPE_TO_PROBES
+from assets_defs.partitions import ALL, RECIPE
 from assets_defs.resources import Mill
 from pipelines import training
 from pipelines.documents import split_partition
@@ -27,12 +27,14 @@ SHARDS = dg.AssetDep("tokenized_shards", partition_mapping=ALL)
     training=True,
 )
 def general_checkpoint(mill: Mill, partition: str) -> Build:
-    """A model of the general domains alone: the base that every probe starts from.
+    """A model of the general domains alone, or a checkpoint taken as it is: the base that every probe starts from.
 
-    Input: the general part of selected_subset, tokenized_shards. Recipes that ask for the same one share it. A killed run
-    resumes to the same bytes.
+    Input: the general part of selected_subset, tokenized_shards; of a recipe without a `general` phase, its `model.checkpoint`
+    alone. Recipes that ask for the same one share it. A killed run resumes to the same bytes.
     """
     recipe = mill.recipe(partition)
+    if recipe.general is None:
+        return adopted(mill, partition)
     settings = located(recipe.general_settings(), mill.root)
     return Build(
         asset="general_checkpoint",
@@ -48,47 +50,6 @@ def general_checkpoint(mill: Mill, partition: str) -> Build:
         plugins=training_plugins(settings),
         packages=training.TRAINING_PACKAGES,
         resumable=True,
-    )
-
-
-@mill_asset(
-    step=training.train_probe,
-    audits=training.PROBE_AUDITS,
-    packages=training.TRAINING_PACKAGES,
-    partitions=PROBE,
-    deps=[
-        dg.AssetDep("general_checkpoint", partition_mapping=RECIPE_TO_PROBES),
-        dg.AssetDep("deduplicated_corpus", partition_mapping=RECIPE_TO_PROBES),
-        SHARDS,
-    ],
-    kinds={"pytorch"},
-    plugin_kinds=PLUGIN_KINDS,
-    training=True,
-)
-def mixture_probe(mill: Mill, partition: str) -> Build:
-    """The general checkpoint continued at one target share R, with the loss of every held-out window along the way.
-
-    Input: general_checkpoint, selected_subset, held-out documents of deduplicated_corpus. Windows and data order are the
-    same for all ratios, so differences between probes are paired.
-    """
-    name, probe = split_partition(partition)
-    recipe = mill.recipe(name)
-    settings = located(recipe.probe_settings(probe), mill.root)
-    return Build(
-        asset="mixture_probe",
-        partition=partition,
-        step=training.train_probe,
-        settings=settings,
-        inputs={
-            "base": mill.store.current("general_checkpoint", name),
-            "decisions": mill.store.current("deduplicated_corpus", name),
-            "selection": both_roles(mill, name),
-            "shards": role_shards(mill, recipe, ("general", "target")),
-            "tokenizer": mill.store.current("tokenizer"),
-        },
-        audits=training.PROBE_AUDITS,
-        plugins=training_plugins(settings),
-        packages=training.TRAINING_PACKAGES,
     )
 
 
@@ -126,6 +87,19 @@ def pretrained_checkpoint(mill: Mill, partition: str) -> Build:
         plugins=training_plugins(settings),
         packages=training.TRAINING_PACKAGES,
         resumable=True,
+    )
+
+
+def adopted(mill: Mill, recipe: str) -> Build:
+    """Return the request for the checkpoint that `recipe` takes as it is."""
+    return Build(
+        asset="general_checkpoint",
+        partition=recipe,
+        step=training.adopt_checkpoint,
+        settings=training.located_checkpoint(mill.recipe(recipe).adoption_settings(), mill.root),
+        inputs={"tokenizer": mill.store.current("tokenizer")},
+        audits=training.CHECKPOINT_AUDITS,
+        packages=training.TRAINING_PACKAGES,
     )
 
 

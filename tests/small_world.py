@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import corpus
 
-from pipelines import training
+from pipelines import probing, training
 from pipelines.manifests import Json, Manifest, Member, Outcome
 from pipelines.models import ModelSettings
 from pipelines.plan import TrainingSettings, training_plugins
@@ -88,16 +88,28 @@ class World:
             resumable=True,
         )
 
-    def probe(self, base: Manifest, ratio: float, **changes: object) -> Build:
-        """Return the request for a probe."""
-        windows = {"general": 24, "target": 12}
-        settings = training.ProbeSettings(ratio=ratio, **{"windows": windows, **run(tokens=20 * BATCH * SEQUENCE_LENGTH), **changes})
+    def windows(self, base: Manifest, **changes: object) -> Build:
+        """Return the request for the held-out windows."""
+        settings = probing.WindowSettings(**{"windows": {"general": 24, "target": 12}, **run(), **changes})
         return Build(
-            asset="mixture_probe",
-            step=training.train_probe,
+            asset="probe_windows",
+            step=probing.measure_base,
             settings=settings,
             inputs={**self.training_inputs(), "base": base, "decisions": self.decisions},
-            audits=training.PROBE_AUDITS,
+            audits=probing.PROBE_AUDITS,
+            plugins=training_plugins(settings),
+        )
+
+    def probe(self, base: Manifest, ratio: float | None, **changes: object) -> Build:
+        """Return the request for a probe."""
+        settings = probing.ProbeSettings(ratio=ratio, **{**run(tokens=20 * BATCH * SEQUENCE_LENGTH), **changes})
+        windows = self.store.build(self.windows(base)).manifest
+        return Build(
+            asset="mixture_probe",
+            step=probing.train_probe,
+            settings=settings,
+            inputs={**self.training_inputs(), "base": base, "windows": windows},
+            audits=probing.PROBE_AUDITS,
             plugins=training_plugins(settings),
         )
 

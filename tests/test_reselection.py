@@ -19,9 +19,10 @@ from pipelines.manifests import Json, Manifest
 from pipelines.plan import Phase, Plan, TrainingSettings, training_plugins
 from pipelines.reselection import _function, batches_by_length, read_selection
 from pipelines.run_summary import dry_run
+from pipelines.shares import role_shares
 from pipelines.store import Build, Store
 from pipelines.trainer import BudgetReached, Run
-from pipelines.training import GeneralSettings, role_shares
+from pipelines.training import GeneralSettings
 
 STEP = BATCH * SEQUENCE_LENGTH
 SELECT: dict[str, Json] = {"fraction": 0.25, "every_tokens": 8 * STEP}

@@ -15,9 +15,10 @@ from pipelines.guards import Guard
 from pipelines.manifests import Manifest
 from pipelines.plan import GuardSettings, Plan, TrainingSettings
 from pipelines.run_records import read_records
+from pipelines.shares import role_shares
 from pipelines.store import Build, Store
 from pipelines.trainer import Run
-from pipelines.training import GeneralSettings, dry_run_checkpoint, role_shares
+from pipelines.training import GeneralSettings, dry_run_checkpoint
 
 STEP = BATCH * SEQUENCE_LENGTH
 BIPHASIC = (

@@ -1,4 +1,4 @@
-"""Training: the fused loss against autograd, exact shares, pairing of probes, resume to the same bytes, a checkpoint that stands alone."""
+"""Training: the fused loss against autograd, exact shares, resume to the same bytes, a checkpoint that stands alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_world import BATCH, MODEL, SEQUENCE_LENGTH, World, mixture_of, publish, run
@@ -20,19 +19,13 @@ from pipelines import training
 from pipelines.data_order import assign_sequences
 from pipelines.errors import EmptyInput, GristmillError
 from pipelines.manifests import Manifest, Member
+from pipelines.shares import mixed_shares, role_shares
 from pipelines.store import Store
-from pipelines.trainer import Run
-from pipelines.training import mixed_shares, role_shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STEP = BATCH * SEQUENCE_LENGTH
-
-
-@pytest.fixture(scope="module")
-def probes(world: World, base: Manifest) -> dict[float, Manifest]:
-    return {ratio: world.store.build(world.probe(base, ratio)).manifest for ratio in (0.0, 0.25, 0.75)}
 
 
 def records(manifest: Manifest) -> list[dict[str, float]]:
@@ -180,73 +173,6 @@ def test_training_leaves_the_arithmetic_of_the_process_alone(base: Manifest) -> 
 
 
 # Probes
-
-
-def losses(manifest: Manifest) -> dict[tuple[int, str], np.ndarray]:
-    """Return the window losses by (tokens, corpus)."""
-    found: dict[tuple[int, str], list[float]] = {}
-    for row in pq.read_table(manifest.file("losses.parquet")).sort_by("window").to_pylist():
-        found.setdefault((row["tokens"], row["corpus"]), []).append(row["loss"])
-    return {key: np.asarray(values) for key, values in found.items()}
-
-
-def test_probes_start_from_the_same_losses(probes: dict[float, Manifest]) -> None:
-    """Paired: same base, same windows, so the same losses before the first step; other losses after the last."""
-    for corpus, windows in (("general", 24), ("target", 12)):
-        first = [losses(probe)[0, corpus] for probe in probes.values()]
-        last = [losses(probe)[20 * STEP, corpus] for probe in probes.values()]
-        assert all(len(found) == windows and np.array_equal(found, first[0]) for found in first)
-        assert not np.array_equal(last[0], last[1])
-    assert {tokens for tokens, _ in losses(probes[0.25])} == {0, 5 * STEP, 10 * STEP, 20 * STEP}
-
-
-def test_more_target_text_teaches_more_of_the_target(probes: dict[float, Manifest]) -> None:
-    change = {ratio: losses(probe)[20 * STEP, "target"].mean() - losses(probe)[0, "target"].mean() for ratio, probe in probes.items()}
-    assert change[0.75] < change[0.25] < change[0.0]
-
-
-def test_probes_read_each_domain_in_the_same_order(world: World, base: Manifest) -> None:
-    """The n-th window of a domain is the same at every ratio; only how many are read differs."""
-    read: dict[float, dict[str, list[bytes]]] = {}
-    for ratio in (0.25, 0.75):
-        request = world.probe(base, ratio)
-        state = Run(
-            request.settings, mixed_shares(role_shares(world.selection), ratio), world.selection, world.shards, world.tokenizer, base
-        )
-        order = state.order
-        mine = read.setdefault(ratio, {domain: [] for domain in order.domains})
-        for step in range(state.num_steps):
-            for row, domain in zip(state.batch(step).inputs_BT, order.assignment[step * BATCH :], strict=False):
-                mine[order.domains[domain]].append(row.numpy().tobytes())
-        assert len(mine["legal"]) == pytest.approx(ratio * 80, abs=1)
-    for domain in ("wiki", "book", "legal"):
-        one, other = read[0.25][domain], read[0.75][domain]
-        shorter = min(len(one), len(other))
-        assert shorter > 3 and one[:shorter] == other[:shorter]
-
-
-def test_a_probe_agrees_with_its_windows(world: World, base: Manifest, probes: dict[float, Manifest]) -> None:
-    """The loss before the first step is the base's, window by window, computed by transformers."""
-    request = world.probe(base, 0.25)
-    end = Run(request.settings, {"wiki": 1.0}, world.selection, world.shards, world.tokenizer, base).end_of_text
-    windows = training._held_out_windows(request.settings, world.decisions, world.shards, role_shares(world.selection), end)
-    model = opened(base)
-    for corpus, batch in windows.items():
-        ids = torch.from_numpy(batch)
-        with torch.no_grad():
-            expected = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(
-                dim=1
-            )
-        assert losses(probes[0.25])[0, corpus] == pytest.approx(expected.numpy(), abs=1e-4)
-
-
-def test_a_probe_without_held_out_text_names_the_domains(world: World, base: Manifest) -> None:
-    rows = pq.read_table(world.decisions.file("decisions.parquet")).to_pylist()
-    rows = [{**row, "split": "train" if row["domain"] == "legal" else row["split"]} for row in rows]
-    decisions = publish(world.store, "deduplicated_corpus", {"decisions.parquet": rows})
-    request = world.probe(base, 0.5)
-    with pytest.raises(EmptyInput, match="no held-out window of the target domains; raise `held_out` of legal"):
-        world.store.build(replace(request, inputs={**request.inputs, "decisions": decisions}))
 
 
 def test_the_base_optimizer_state_is_carried_over(world: World, base: Manifest) -> None:
