@@ -25,9 +25,10 @@ DECIDED = (
     "age_splits",
     "selected_subset",
     "general_checkpoint",
+    "probe_windows",
 )
 PROBED = ("mixture_probe",)
-TRAINED = ("critical_ratio", "domain_mixture", "pretrained_checkpoint", "evaluation", "report")
+TRAINED = ("critical_ratio", "verification_probe", "verified_ratio", "domain_mixture", "pretrained_checkpoint", "evaluation", "report")
 
 
 def _job(name: str, assets: tuple[str, ...], description: str):  # noqa: ANN202 - dagster does not export the type
@@ -38,9 +39,13 @@ ingest = _job("ingest", INGESTED, "By source: read, clean and sign.")
 fit = _job("fit", FITTED, "Once: near-duplicate clusters with held-out split, tokenizer, embedder, fitted filters, evaluation texts.")
 measure = _job("measure", MEASURED, "By source: score, look for evaluation texts, embed and tokenize, after `fit`.")
 ingest_and_measure = _job("ingest_and_measure", INGESTED + MEASURED, "By source, everything: what a new snapshot needs once `fit` has run.")
-decide = _job("decide", DECIDED, "By recipe: filter, decontaminate, deduplicate, split by age, select, and train the general checkpoint.")
+decide = _job(
+    "decide", DECIDED, "By recipe: filter, decontaminate, deduplicate, split by age, select, train the general checkpoint and measure it."
+)
 probe = _job("probe", PROBED, "By recipe and probe: train at one target share.")
-train = _job("train", TRAINED, "By recipe: critical ratio, mixture, pretrained checkpoint, evaluation, report.")
+train = _job(
+    "train", TRAINED, "By recipe: critical ratio and the run that verifies it, mixture, pretrained checkpoint, evaluation, report."
+)
 
 JOBS = (ingest, fit, measure, ingest_and_measure, decide, probe, train)
 STAGES = (("ingest", INGESTED), ("fit", FITTED), ("measure", MEASURED), ("decide", DECIDED), ("probe", PROBED), ("train", TRAINED))

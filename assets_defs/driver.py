@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 import psutil
@@ -13,9 +13,10 @@ from rich.table import Table
 
 from assets_defs.automation import STAGES
 from assets_defs.partitions import PROBES, SOURCE
-from assets_defs.resources import MillResource, load_project, load_recipes, root_directory
+from assets_defs.resources import Mill, MillResource, load_project, load_recipes, root_directory
 from pipelines.documents import split_partition
 from pipelines.errors import GristmillError, UnknownName
+from pipelines.manifests import Json
 from pipelines.recipes import Recipe
 
 PID_TAG = "gristmill/pid"
@@ -135,18 +136,7 @@ def _print_results(name: str, seconds: float) -> None:
         counts = mill.store.current(asset, name).counts
         funnel.add_row(asset, *(f"{counts[key]:,}" for key in ("documents_in", "kept", "dropped")))
     console.print(funnel)
-    ratio = json.loads(mill.store.current("critical_ratio", name).file("critical_ratio.json").read_text())
-    console.print(f"change of loss after {ratio['tokens']:,} tokens, by share R of target text (nats per token)", style="italic")
-    probes = Table()
-    _columns(probes, ["R", "general", "target"])
-    for point in ratio["points"]:
-        probes.add_row(f"{point['ratio']:.2f}", f"{point['general_delta']:+.4f}", f"{point['target_delta']:+.4f}")
-    console.print(probes)
-    interval = ratio["interval_95"]
-    bounds = f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-    console.print(f"critical ratio: {ratio['ratio']:.3f} ({ratio['decision']}{bounds}, tolerance {ratio['tolerance_nats']} nats)")
-    for refusal in ratio["refusals"]:
-        console.print(f"  refused: {refusal['code']}: {refusal['seen']}; {refusal['remedy']}")
+    _print_ratio(console, mill, name)
     rows = json.loads(mill.store.current("evaluation", name).file("evaluation.json").read_text())["domains"]
     held_out = Table(title="held-out documents, before and after continued pretraining", title_justify="left")
     _columns(held_out, ["domain", "role", "tokens", "loss before", "loss after", "change (95 %)", "bits/byte before", "after"])
@@ -159,6 +149,31 @@ def _print_results(name: str, seconds: float) -> None:
     print(f"report      {report.file('report.html')}")
     print(f"checkpoint  {checkpoint.directory}")
     print(f"done in {seconds:.0f} s; open the UI with: make ui   (Dagster http://127.0.0.1:3000, MLflow http://127.0.0.1:5000)")
+
+
+def _print_ratio(console: Console, mill: Mill, name: str) -> None:
+    """Print what the probes measured, the ratio, and what a run at it said."""
+    found = mill.store.current("verified_ratio", name)
+    probes = Table(title="change of loss by share R of target text, nats per token", title_justify="left")
+    _columns(probes, ["R", "tokens", "general", "target"])
+    for point in found.outcome.tables.get("probes", ()):
+        losses = (f"{point[key]:+.4f}" for key in ("general_delta", "target_delta"))
+        probes.add_row(f"{point['ratio']:.3f}", f"{point['tokens']:,}", *losses)
+    if probes.row_count:
+        console.print(probes)
+    ratio = json.loads(found.file("verified_ratio.json").read_text())
+    interval, checked = ratio["interval_95"], ratio["verification"]
+    bounds = f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+    console.print(f"critical ratio: {ratio['ratio']:.3f} for {ratio['tokens']:,} tokens ({ratio['decision']}{bounds})")
+    console.print(f"  {'verified' if checked['held'] else 'not verified'} by a run at {checked['before']:.3f}{_measured(checked)}")
+    for row in ratio["refusals"]:
+        console.print(f"  refused: {row['code']}: {row['seen']}; {row['remedy']}")
+
+
+def _measured(checked: Mapping[str, Json]) -> str:
+    if "measured_general_delta" not in checked:
+        return ""
+    return f": general loss {checked['measured_general_delta']:+.4f} after {checked['tokens']:,} tokens, wanted {checked['wanted']}"
 
 
 def _columns(table: Table, names: Sequence[str]) -> None:

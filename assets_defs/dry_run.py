@@ -1,6 +1,5 @@
 """`gristmill run --dry-run`: what the trainings of a recipe would take, from a few steps of each that are then forgotten."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -8,9 +7,12 @@ from rich.table import Table
 
 from assets_defs.resources import Mill
 from assets_defs.training import both_roles, role_shards, selected
-from pipelines.manifests import Json
+from pipelines.data_order import DomainMixture
+from pipelines.manifests import Json, Manifest
 from pipelines.plan import located
-from pipelines.training import dry_run_checkpoint, mixed_shares, role_shares
+from pipelines.probing import probe_shares
+from pipelines.shares import mixed_shares, role_shares
+from pipelines.training import dry_run_checkpoint
 
 ASSUMED_RATIO = 0.5
 
@@ -23,40 +25,43 @@ def show_dry_run(mill: Mill, name: str) -> None:
     """
     recipe = mill.recipe(name)
     tokenizer = mill.store.current("tokenizer")
-    general, both = (selected(mill, name, "general"),), both_roles(mill, name)
-    first = dry_run_checkpoint(
-        located(recipe.general_settings(), mill.root),
-        role_shares(general)["general"],
-        selection=general,
-        shards=role_shards(mill, recipe, ("general",)),
-        tokenizer=tokenizer,
-    )
+    both = both_roles(mill, name)
+    first = {} if recipe.general is None else {"general checkpoint": _general(mill, name, tokenizer)}
     shares, note = _mixture_shares(mill, name, both)
     shards = role_shards(mill, recipe, ("general", "target"))
     fresh = {"model": recipe.model}  # as large as the base that it will continue
-    second = dry_run_checkpoint(
-        recipe.pretraining_settings().model_copy(update=fresh), shares, selection=both, shards=shards, tokenizer=tokenizer
-    )
+    whole = located(recipe.pretraining_settings().model_copy(update=fresh), mill.root)
+    second = dry_run_checkpoint(whole, shares, selection=both, shards=shards, tokenizer=tokenizer)
     probe = located(recipe.probe_settings(recipe.probes[0]).model_copy(update=fresh), mill.root)
-    third = dry_run_checkpoint(probe, mixed_shares(role_shares(both), probe.ratio), selection=both, shards=shards, tokenizer=tokenizer)
+    third = dry_run_checkpoint(probe, probe_shares(probe, both), selection=both, shards=shards, tokenizer=tokenizer)
     console = Console()
-    columns = {"general checkpoint": first, f"probe (one of {len(recipe.probes)})": third, "pretrained checkpoint": second}
+    columns = {**first, f"probe (one of {len(recipe.probes)})": third, "pretrained checkpoint": second}
     console.print(_sizes(columns))
     console.print(_epochs(columns))
     console.print(f"The peak is {second['peak']}; memory is that of the whole process on a CPU.")
+    if not first:
+        console.print(f"The general checkpoint is {recipe.model.checkpoint} as it is; nothing is trained for it.")
     if note:
         console.print(note)
 
 
-def _mixture_shares(mill: Mill, name: str, both: tuple) -> tuple[dict[str, float], str]:
+def _general(mill: Mill, name: str, tokenizer: Manifest) -> dict[str, Json]:
+    """Return what the general checkpoint would take."""
+    recipe, general = mill.recipe(name), (selected(mill, name, "general"),)
+    settings, shards = located(recipe.general_settings(), mill.root), role_shards(mill, recipe, ("general",))
+    return dry_run_checkpoint(settings, role_shares(general)["general"], selection=general, shards=shards, tokenizer=tokenizer)
+
+
+def _mixture_shares(mill: Mill, name: str, both: tuple) -> tuple[DomainMixture, str]:
     if mill.store.is_current("domain_mixture", name):
-        return json.loads(mill.store.current("domain_mixture", name).file("mixture.json").read_text())["shares"], ""
+        return DomainMixture.read(mill.store.current("domain_mixture", name)), ""
     ratio = mill.recipe(name).mixture.ratio
     found = ASSUMED_RATIO if ratio is None else ratio
     note = (
         "" if ratio is not None else f"The critical ratio is not measured yet; the pretrained checkpoint is shown at target share {found}."
     )
-    return mixed_shares(role_shares(both), found), note
+    roles = role_shares(both)
+    return DomainMixture(shares=mixed_shares(roles, found), role_shares=roles, ratio=found), note
 
 
 def _sizes(columns: Mapping[str, Mapping[str, Json]]) -> Table:

@@ -37,6 +37,7 @@ Request = Callable[[Mill, Any], Build]
 def mill_asset(
     *,
     step: Step,
+    other_step: Step | None = None,
     audits: Sequence[Audit] = (),
     partitions: dg.PartitionsDefinition | None = None,
     deps: Sequence[str | dg.AssetDep] = (),
@@ -50,6 +51,7 @@ def mill_asset(
 
     Args:
         step: the step the build runs; its code is the asset's code version, with that of all plugins of `plugin_kinds`.
+        other_step: the step that it runs for some recipes instead; its audits have the same names.
         audits: the audits of the build, as check specs.
         training: holds the accelerator's pool while it runs, in a process of its own.
         isolate: runs in a process of its own.
@@ -57,7 +59,8 @@ def mill_asset(
 
     def wrap(request: Request) -> dg.AssetsDefinition:
         plugins = tuple(f"pipelines.{kind}.{name}" for kind in plugin_kinds for name in names(kind))
-        version = code_version((step.__module__, *plugins), packages)
+        modules = [one.__module__ for one in (step, other_step) if one]
+        version = code_version((*modules, *plugins), packages)
         name = request.__name__
 
         @dg.asset(

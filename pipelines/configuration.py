@@ -71,11 +71,11 @@ def read_recipe(path: Path, project: Project) -> Recipe:
                 problems.append(f"{where}: {stage}.domains: unknown domain {domain!r}{suggestion(domain, recipe.domains)}")
             problems += _filter_problems(f"{where}: {stage}.domains.{domain}", filters, fields=False)
     problems += _selection_problems(where, recipe, project)
-    phases = (recipe.general, recipe.mixture.phase, *recipe.pretraining)
+    phases = (*filter(None, [recipe.general]), recipe.mixture.phase, *recipe.pretraining)
     wanted = [("set_functions", recipe.selection.function, recipe.selection.settings)]
     wanted += [("optimizers", recipe.training.optimizer, recipe.training.optimizer_settings)]
     wanted += [named for phase in phases for named in phase.named()]
-    wanted += [("mixing_laws", name, {}) for name in (recipe.mixture.estimate.law, recipe.mixture.estimate.cross_check)]
+    wanted += [("mixing_laws", name, {}) for name in recipe.mixture.laws]
     wanted += [("evaluators", recipe.evaluation.evaluator, recipe.evaluation.evaluator_settings)]
     problems += _plugin_problems(where, wanted)
     problems += [
@@ -100,7 +100,7 @@ def read_recipe(path: Path, project: Project) -> Recipe:
 def _plan_problems(where: str, recipe: Recipe) -> list[str]:
     """Return what is wrong with the plans as a whole, which their parts do not show."""
     problems = []
-    for plan in (recipe.general_settings, recipe.pretraining_settings):
+    for plan in (recipe.general_settings if recipe.general else recipe.adoption_settings, recipe.pretraining_settings):
         try:
             plan()
         except ValidationError as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines import plugins
 from pipelines.age_splits import AgeSplitSettings
@@ -26,13 +26,15 @@ from pipelines.filter_models import FitSettings
 from pipelines.filtering import ScoreSettings
 from pipelines.filters import FittedFilter
 from pipelines.manifests import Json
-from pipelines.mixture import MixtureSettings, RatioSettings
+from pipelines.mixture import MixtureSettings
 from pipelines.models import ModelSettings
-from pipelines.plan import Phase, RunSettings, SampleSettings, TrainingSettings, ValidationSettings
+from pipelines.plan import Phase, PhaseMixture, RunSettings, SampleSettings, TrainingSettings, ValidationSettings
 from pipelines.plugins import Settings
+from pipelines.probing import ProbeSettings, WindowSettings
+from pipelines.recipe_mixture import Mixture
 from pipelines.selection import SelectionChoices, SelectionSettings
 from pipelines.tokenization import PassageSettings, TokenizerSettings
-from pipelines.training import GeneralSettings, ProbeSettings
+from pipelines.training import AdoptionSettings, GeneralSettings
 
 Role = Literal["general", "target", "evaluation"]
 Stage = Literal["quality", "toxicity"]
@@ -204,31 +206,6 @@ class Training(RunSettings):
     """`auto` compiles where a C++ compiler is installed and the run is long enough to repay it."""
 
 
-class Mixture(Settings):
-    """How the critical ratio is measured and used."""
-
-    ratios: tuple[float, ...] = Field(min_length=1)
-    """Target shares that are probed."""
-    seeds: tuple[int, ...] = (0,)
-    """Data-order seeds of the probes."""
-    phase: Phase
-    """The plan of a probe."""
-    measure_at: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 1.0)
-    """Shares of a probe after which it is measured."""
-    windows: dict[Literal["general", "target"], Annotated[int, Field(ge=1)]] = Field(
-        default_factory=lambda: {"general": 640, "target": 240}
-    )
-    """Held-out windows per corpus."""
-    estimate: RatioSettings = RatioSettings()
-    """The law, the tolerance and what to do on refusal."""
-    use: Literal["estimate", "safe"] = "estimate"
-    """`safe` takes the lower end of the interval."""
-    ratio: float | None = Field(default=None, ge=0, le=1)
-    """A fixed target share instead of the measured one."""
-    max_epochs: float = 4.0
-    """A domain read more often is reported."""
-
-
 class Evaluation(Settings):
     """What is measured at the end."""
 
@@ -265,14 +242,25 @@ class Recipe(Settings):
     """The model."""
     training: Training = Training()
     """Shared by all runs."""
-    general: Phase
-    """The plan of the general checkpoint."""
+    general: Phase | None = Field(default=None, validate_default=True)
+    """The plan of the general checkpoint; None takes `model.checkpoint` as it is."""
     mixture: Mixture
     """Probes and critical ratio."""
     pretraining: tuple[Phase, ...] = Field(min_length=1)
     """The plan of the pretrained checkpoint, on the domain mixture."""
     evaluation: Evaluation = Evaluation()
     """What is measured at the end."""
+
+    @field_validator("general")
+    @classmethod
+    def _there_is_a_base(cls, general: Phase | None, info: ValidationInfo) -> Phase | None:
+        model = info.data.get("model")
+        if general is None and model is not None and model.checkpoint is None:
+            raise ValueError(
+                "there is no `general` phase and no `model.checkpoint`; probes start from a model that one of them gives, so add a phase "
+                "to train it, or name a checkpoint to be taken as it is"
+            )
+        return general
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -287,7 +275,7 @@ class Recipe(Settings):
     @property
     def probes(self) -> tuple[str, ...]:
         """Names of the probes: ``r0.50-s0``."""
-        return tuple(f"r{ratio:.2f}-s{seed}" for ratio in self.mixture.ratios for seed in self.mixture.seeds)
+        return self.mixture.probes(len(self._trained))
 
     def filter_settings(self, project: Project, stage: Stage) -> FilterSettings:
         """Return the thresholds of `stage` for every domain of the recipe."""
@@ -307,12 +295,28 @@ class Recipe(Settings):
 
     def selection_settings(self) -> SelectionSettings:
         """Return the settings of the subset selection."""
-        roles = {domain: role for domain, role in self.role_of.items() if role != "evaluation"}
-        return SelectionSettings(roles=roles, **dict(self.selection))
+        return SelectionSettings(roles=self._trained, **dict(self.selection))
 
     def general_settings(self) -> GeneralSettings:
-        """Return the run of the general checkpoint."""
+        """Return the run of the general checkpoint.
+
+        Raises:
+            GristmillError: the recipe trains none.
+        """
+        if self.general is None:
+            raise GristmillError(f"the recipe takes {self.model.checkpoint} as it is; add a `general` phase to train a general checkpoint")
         return GeneralSettings(model=self.model, phases=(self.general,), **self._run((self.general,), self.training.threads))
+
+    def adoption_settings(self) -> AdoptionSettings:
+        """Return the checkpoint that is taken as it is.
+
+        Raises:
+            GristmillError: the recipe names none.
+        """
+        if self.model.checkpoint is None:
+            raise GristmillError("the recipe has no `model.checkpoint` to be taken as it is; name one")
+        where = {"checkpoint": self.model.checkpoint, "revision": self.model.revision}
+        return AdoptionSettings(sequence_length=self.training.sequence_length, **where)
 
     def probe_settings(self, probe: str) -> ProbeSettings:
         """Return the run of probe `probe`.
@@ -320,18 +324,41 @@ class Recipe(Settings):
         Raises:
             UnknownName: the recipe has no such probe.
         """
-        if probe not in self.probes:
-            raise UnknownName("probe", probe, self.probes)
-        ratio, seed = probe[1:].split("-s")
-        quiet = {"validation": ValidationSettings(), "samples": SampleSettings(max_new_tokens=0), "processes": 1}
-        run = self._run((self.mixture.phase,), threads=1) | quiet | {"seed": int(seed)}
-        return ProbeSettings(
-            phases=(self.mixture.phase,),
-            ratio=float(ratio),
-            measure_at=self.mixture.measure_at,
-            windows=dict(self.mixture.windows),
-            **run,
+        return self._probe_settings(self.mixture.phase).model_copy(update=self.mixture.probe(probe, self._trained))
+
+    def verification_settings(self) -> ProbeSettings:
+        """Return the run at the critical ratio, which is not known before it is measured."""
+        phase = self.mixture.phase.model_copy(update={"tokens": self.mixture.verification_tokens or self.pretraining_tokens})
+        return self._probe_settings(phase).model_copy(update={"seed": self.mixture.seeds[0]})
+
+    def _probe_settings(self, phase: Phase) -> ProbeSettings:
+        return ProbeSettings(phases=(phase,), measure_at=self.mixture.measure_at, **self._quiet_run((phase,)))
+
+    @property
+    def _trained(self) -> dict[str, Role]:
+        """The role of each domain that is trained on."""
+        return {domain: role for domain, role in self.role_of.items() if role != "evaluation"}
+
+    @property
+    def pretraining_tokens(self) -> int:
+        """Tokens of the pretraining on the domain mixture."""
+        return sum(phase.tokens for phase in self.pretraining)
+
+    def window_settings(self) -> WindowSettings:
+        """Return the held-out windows that probes are measured on."""
+        phase = Phase(
+            tokens=1,
+            learning_rate=1.0,
+            **{name: getattr(self.mixture.phase, name) for name in ("objective", "objective_settings", "attention")},
         )
+        each = self.mixture.windows["general"] if self.mixture.search else None
+        windows = dict(self.mixture.windows)
+        return WindowSettings(phases=(phase,), windows=windows, windows_per_domain=each, **self._quiet_run((phase,)))
+
+    def _quiet_run(self, phases: tuple[Phase, ...]) -> dict[str, object]:
+        """Return a run of one thread that measures on its windows alone."""
+        quiet = {"validation": ValidationSettings(), "samples": SampleSettings(max_new_tokens=0), "processes": 1}
+        return self._run(phases, threads=1) | quiet
 
     def pretraining_settings(self) -> TrainingSettings:
         """Return the run of the pretrained checkpoint."""
@@ -339,8 +366,9 @@ class Recipe(Settings):
 
     def mixture_settings(self) -> MixtureSettings:
         """Return how the mixture is put together."""
-        tokens = sum(phase.tokens for phase in self.pretraining)
-        return MixtureSettings(use=self.mixture.use, ratio=self.mixture.ratio, tokens=tokens, max_epochs=self.mixture.max_epochs)
+        chosen = {name: getattr(self.mixture, name) for name in ("use", "ratio", "max_epochs", "on_exhausted")}
+        phases = tuple(PhaseMixture(**{name: getattr(phase, name) for name in PhaseMixture.model_fields}) for phase in self.pretraining)
+        return MixtureSettings(tokens=self.pretraining_tokens, phases=phases, **chosen)
 
     def evaluation_settings(self) -> EvaluationSettings:
         """Return what is measured at the end."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from pipelines.manifests import Check, Json, Manifest, Outcome
 from pipelines.pages import Column, Html, bar, count, decimals, number, page, paragraph, percent, section, table, text
 from pipelines.plugins import Settings
-from pipelines.report_sections import CHANGE, SECTIONS, Artifacts, Row, interval, total
+from pipelines.report_artifacts import CHANGE, Artifacts, Row, total
+from pipelines.report_sections import SECTIONS, interval
 
 PAGE = "report.html"
 MAX_PAGE_BYTES = 5_000_000
@@ -49,11 +50,15 @@ def write_report(
     evaluation: Manifest,
     sweep: Manifest | None = None,
     decontaminated: Manifest | None = None,
+    windows: Manifest | None = None,
+    estimate: Manifest | None = None,
+    verification: Manifest | None = None,
     shards: tuple[Manifest, ...] = (),
 ) -> Outcome:
     """Write ``report.html``, which fetches nothing and runs no script; a table or plot that a manifest lacks is left out."""
     corpus = (raw, cleaned, quality, toxicity, deduplicated, selection)
-    made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation, sweep, decontaminated, shards)
+    measured = (windows, estimate, verification)
+    made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation, sweep, decontaminated, *measured, shards)
     placed = [(name, f"{place} {heading}", write(made)) for place, (name, heading, write) in enumerate(SECTIONS, 1)]
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in placed)
     head = f"<header>\n<h1>{text(settings.recipe)}</h1>\n{paragraph(settings.description, kind='quiet')}</header>\n"
@@ -85,7 +90,7 @@ def _about_ratio(made: Artifacts) -> Iterator[str]:
     between = _between(found.get("interval_low"), found.get("interval_high"))
     meaning = f"the largest share of target text at which the general loss rises by no more than {tolerance} nats per token"
     if decision == "estimate":
-        yield f"The critical ratio, {meaning}, is {ratio:.3f}{between}."
+        yield f"The critical ratio, {meaning}, is {ratio:.3f}{between}.{_about_verification(made)}"
     else:
         seen = "; ".join(str(row.get("seen")) for row in made.ratio.outcome.tables.get("refusals", []))
         taken = {"lower_bound": "the highest measured share that held the tolerance", "manual": "the share that the recipe names"}
@@ -94,6 +99,15 @@ def _about_ratio(made: Artifacts) -> Iterator[str]:
     share = made.mixture.outcome.metrics.get("target_share")
     if share is not None and abs(share - ratio) > 5e-4:
         yield f"The mixture has a target share of {share:.3f}."
+
+
+def _about_verification(made: Artifacts) -> str:
+    """Return what the run at the ratio said, as a sentence; nothing where there was none."""
+    row = next(iter(made.ratio.outcome.tables.get("verification", [])), None)
+    if row is None or row.get("measured_general_delta") is None:
+        return ""
+    held = "which holds" if row.get("held") else "which does not hold"
+    return f" A run at {row['ratio']:.3f} changed the general loss by {row['measured_general_delta']:+.4f}, {held}."
 
 
 def _about_losses(made: Artifacts) -> Iterator[str]:

@@ -3,141 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 from pipelines import filter_tables, vocabulary
 from pipelines.documents import split_partition
 from pipelines.manifests import Check, Json, Manifest
-from pipelines.pages import Column, Form, Html, code, count, decimals, figures, folded, mark, number, paragraph, percent, size, table
-
-Row = dict[str, Json]
+from pipelines.pages import Column, Html, code, count, decimals, figures, folded, mark, number, paragraph, percent, table
+from pipelines.report_artifacts import CHANGE, Artifacts, Row, columns, counted, plots_of, rows_of, words
 
 CORPUS_COUNTS = ("documents_in", "kept", "dropped", "quarantined", "characters", "bytes", "snapshots")
 """The counts of a cleaned corpus that are no kind of change."""
-CHANGE = decimals(3, sign=True)
-"""How a change of a loss is written."""
 MAX_FINDING = 400
 """Characters of what the checks of one kind found, before every check is listed."""
-
-COUNTS = (
-    "absorbed_passage artifacts available_tokens characters documents documents_in dropped kept kept_held_out kept_train lost_characters "
-    "lost_documents lost_tokens own_tokens parameters passage passages passed planned_tokens quarantined represented seed "
-    "selected_passages selected_tokens snapshots steps tokens tokens_per_second"
-)
-FORMS: dict[str, Form] = {
-    **dict.fromkeys(COUNTS.split(), count),
-    **dict.fromkeys(("share", "share_characters_lost", "share_before", "share_after", "share_dropped"), percent),
-    **dict.fromkeys(("bits_per_byte_before", "bits_per_byte_after", "loss_before", "loss_after"), decimals(3)),
-    **dict.fromkeys(("mean_similarity", "absorbed_similarity"), decimals(3)),
-    **dict.fromkeys(("bits_per_byte_change", "loss_change"), CHANGE),
-    **dict.fromkeys(("general_delta", "target_delta"), decimals(4, sign=True)),
-    **dict.fromkeys(("bytes", "peak_memory"), size),
-    **dict.fromkeys(("epochs", "ratio"), decimals(2)),
-    **dict.fromkeys(("bytes_per_token", "tokens_per_word"), decimals(2)),
-    "vocabulary_share": percent,
-    "general_standard_error": decimals(4),
-    "seconds": decimals(1),
-}
-"""How the values of a column are written; those of any other are text."""
-HEADINGS = {
-    "absorbed_id": "Absorbed document",
-    "available_tokens": "Tokens at hand",
-    "bits_per_byte_after": "After",
-    "bits_per_byte_before": "Before",
-    "bits_per_byte_change": "Change [95 %]",
-    "bytes": "Size",
-    "code": "Refused because",
-    "content": "SHA-256 of its files",
-    "general_delta": "Change of general loss",
-    "general_standard_error": "Standard error",
-    "id": "Document",
-    "kept_held_out": "Kept, held out",
-    "kept_train": "Kept, train",
-    "loss_after": "After",
-    "loss_before": "Before",
-    "lost_characters": "Characters",
-    "lost_documents": "Documents",
-    "lost_tokens": "Tokens",
-    "loss_change": "Change [95 %]",
-    "mean_similarity": "Mean cosine",
-    "own_tokens": "Tokens of no other domain",
-    "measure": "Certificate",
-    "planned_tokens": "Tokens planned",
-    "ratio": "Target share",
-    "represented": "Passages it represents",
-    "seen": "What was seen",
-    "selected_passages": "Selected",
-    "share": "Share of tokens",
-    "share_characters_lost": "Of all",
-    "target_delta": "Change of target loss",
-    "tokens_per_second": "Tokens/s",
-    "vocabulary_share": "Of the vocabulary",
-}
-"""How a column is headed where it is not by its name."""
-
-
-@dataclass(frozen=True)
-class Artifacts:
-    """The manifests of one recipe, in the order of the graph."""
-
-    raw: tuple[Manifest, ...]
-    cleaned: tuple[Manifest, ...]
-    quality: Manifest
-    toxicity: Manifest
-    deduplicated: Manifest
-    selection: Manifest
-    general: Manifest
-    probes: tuple[Manifest, ...]
-    ratio: Manifest
-    mixture: Manifest
-    checkpoint: Manifest
-    evaluation: Manifest
-    sweep: Manifest | None = None
-    decontaminated: Manifest | None = None
-    shards: tuple[Manifest, ...] = ()
-
-    def assets(self) -> Iterator[tuple[str, tuple[Manifest, ...]]]:
-        """Yield each asset's name and its manifests."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            manifests = value if isinstance(value, tuple) else (value,)
-            if manifests and value is not None:
-                yield manifests[0].asset, manifests
-
-    def checks(self) -> list[tuple[str, Manifest, Check]]:
-        """Return every check with the asset and the manifest it belongs to."""
-        return [(asset, manifest, check) for asset, manifests in self.assets() for manifest in manifests for check in manifest.checks]
-
-
-def total(manifests: Sequence[Manifest], key: str) -> int | None:
-    """Return the sum of a count, None where no manifest has it."""
-    found = [manifest.counts[key] for manifest in manifests if key in manifest.counts]
-    return sum(found) if found else None
-
-
-def _columns(keys: str) -> list[Column]:
-    return [Column(key, HEADINGS.get(key, _words(key)), FORMS.get(key)) for key in keys.split()]
-
-
-def _counted(names: Mapping[str, str]) -> list[Column]:
-    return [Column(key, heading, count) for key, heading in names.items()]
-
-
-def _table(manifest: Manifest, name: str) -> list[Row]:
-    return manifest.outcome.tables.get(name, [])
-
-
-def _plots(manifest: Manifest, prefix: str = "") -> list[tuple[Path, str]]:
-    names = manifest.outcome.plots
-    return [(manifest.directory / name, _words(f"{prefix} {Path(name).stem}".strip())) for name in names]
-
-
-def _words(name: str) -> str:
-    words = name.replace("_", " ")
-    return words[:1].upper() + words[1:]
-
 
 FERTILITY = "domain tokens bytes_per_token tokens_per_word vocabulary_share own_tokens"
 
@@ -154,12 +31,12 @@ def corpus(made: Artifacts) -> str:
         came = {key: before.get(key) for key in ("snapshots", "documents_in", "quarantined")}
         rows.append({"domain": domain, "role": roles.get(domain), **came, "kept": after.get("kept"), "characters": after.get("characters")})
         changes.append({"domain": domain, **{kind: after.get(kind) for kind in kinds}})
-    changed = [*_columns("domain"), *_counted({kind: _words(kind) for kind in kinds})] if kinds else []
+    changed = [*columns("domain"), *counted({kind: words(kind) for kind in kinds})] if kinds else []
     return (
-        table(rows, _columns("domain role snapshots documents_in quarantined kept characters"))
+        table(rows, columns("domain role snapshots documents_in quarantined kept characters"))
         + table(changes if kinds else [], changed, caption="What cleaning changed")
-        + table(_quarantine(made.raw), _columns("reason documents"), caption="Why documents were quarantined")
-        + table(vocabulary.by_domain(made.shards), _columns(FERTILITY), caption="What the tokenizer makes of it")
+        + table(_quarantine(made.raw), columns("reason documents"), caption="Why documents were quarantined")
+        + table(vocabulary.by_domain(made.shards), columns(FERTILITY), caption="What the tokenizer makes of it")
     )
 
 
@@ -176,7 +53,7 @@ def _by_domain(manifests: Sequence[Manifest]) -> dict[str, dict[str, int]]:
 
 def _quarantine(raw: Sequence[Manifest]) -> list[Row]:
     reasons: dict[str, int] = defaultdict(int)
-    for row in (row for manifest in raw for row in _table(manifest, "quarantine")):
+    for row in (row for manifest in raw for row in rows_of(manifest, "quarantine")):
         reasons[str(row.get("reason"))] += int(row.get("documents") or 0)
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return [{"reason": reason, "documents": documents} for reason, documents in ordered]
@@ -198,26 +75,26 @@ MAX_COSTS = 20
 
 def _costs(sweep: Manifest) -> str:
     """Write which rules cost most where, and what each would cost at other thresholds."""
-    ordered = sorted(_table(sweep, "costs"), key=lambda row: -int(row.get("lost_characters") or 0))
+    ordered = sorted(rows_of(sweep, "costs"), key=lambda row: -int(row.get("lost_characters") or 0))
     rows = [{**row, "rule": code(row.get("rule")), "threshold": _threshold({**row, "value": row.get("threshold")})} for row in ordered]
-    columns = "domain rule threshold lost_documents lost_characters lost_tokens share_characters_lost"
+    shown = "domain rule threshold lost_documents lost_characters lost_tokens share_characters_lost"
     costly = [row for row in rows if row.get("lost_documents")][:MAX_COSTS]
     caption = "What the recipe would keep more of without one rule, all others as they are"
-    body = table(costly, _columns(columns), caption=caption)
+    body = table(costly, columns(shown), caption=caption)
     note = "One rule moves, all others stay; a dot is the recipe's threshold. A line that is flat at its dot leaves the choice free."
-    body += folded("Curves over every threshold, by rule and domain", paragraph(note, kind="quiet") + figures(_plots(sweep)))
+    body += folded("Curves over every threshold, by rule and domain", paragraph(note, kind="quiet") + figures(plots_of(sweep)))
     return f"<h3>What each rule costs</h3>\n{body}" if costly or sweep.outcome.plots else ""
 
 
 def _filter(name: str, decided: Manifest) -> str:
     body = (
         paragraph(MODES.get(str(decided.settings.get("mode")), ""))
-        + table(_table(decided, "by_domain"), _columns("domain documents_in kept dropped share_dropped"))
-        + figures(_plots(decided, f"{name} filter:"))
-        + filter_tables.by_language(_table(decided, "by_language"))
-        + _by_rule(_table(decided, "by_rule"), "Documents dropped, by the first rule that failed")
-        + filter_tables.rule_costs(_table(decided, "by_rule"))
-        + filter_tables.by_topic(_table(decided, "by_topic"))
+        + table(rows_of(decided, "by_domain"), columns("domain documents_in kept dropped share_dropped"))
+        + figures(plots_of(decided, f"{name} filter:"))
+        + filter_tables.by_language(rows_of(decided, "by_language"))
+        + _by_rule(rows_of(decided, "by_rule"), "Documents dropped, by the first rule that failed")
+        + filter_tables.rule_costs(rows_of(decided, "by_rule"))
+        + filter_tables.by_topic(rows_of(decided, "by_topic"))
         + _thresholds(decided)
     )
     return f"<h3>{name}</h3>\n{body}" if body else ""
@@ -231,7 +108,7 @@ def _by_rule(dropped: Sequence[Row], caption: str) -> Html:
     ordered = sorted(found.items(), key=lambda item: (-sum(item[1].values()), item[0]))
     rows = [{"rule": code(rule), "all": sum(counts.values()), **_in(counts)} for rule, counts in ordered]
     domains = sorted({domain for counts in found.values() for domain in counts})
-    return table(rows, [*_columns("rule"), *_counted({"all": "All", **{f"in {domain}": domain for domain in domains}})], caption=caption)
+    return table(rows, [*columns("rule"), *counted({"all": "All", **{f"in {domain}": domain for domain in domains}})], caption=caption)
 
 
 def _in(by_domain: Mapping[str, Json]) -> Row:
@@ -244,9 +121,9 @@ def _thresholds(decided: Manifest) -> Html:
     thresholds = {domain: rules for domain, rules in given.items() if isinstance(rules, dict)} if isinstance(given, dict) else {}
     names = sorted({rule for rules in thresholds.values() for rule in rules})
     rows = [{"rule": code(rule), **_in({domain: _threshold(rules.get(rule)) for domain, rules in thresholds.items()})} for rule in names]
-    columns = [*_columns("rule"), *(Column(f"in {domain}", domain, number) for domain in sorted(thresholds))]
+    by_domain = [*columns("rule"), *(Column(f"in {domain}", domain, number) for domain in sorted(thresholds))]
     caption = "A document passes a rule with a score of at least (≥) or at most (≤) the value; where there is none, the rule is off"
-    return folded("Thresholds in use, by domain", table(rows, columns, caption=caption))
+    return folded("Thresholds in use, by domain", table(rows, by_domain, caption=caption))
 
 
 def _threshold(value: Json) -> str | None:
@@ -258,9 +135,9 @@ def _threshold(value: Json) -> str | None:
 def deduplication(made: Artifacts) -> str:
     """Write how many duplicates went, and how what stayed is split."""
     return (
-        table(_table(made.deduplicated, "by_domain"), _columns("domain documents_in kept dropped share_dropped kept_train kept_held_out"))
-        + _by_rule(_table(made.deduplicated, "by_rule"), "Documents dropped, by kind of duplicate")
-        + figures(_plots(made.deduplicated, "Deduplication:"))
+        table(rows_of(made.deduplicated, "by_domain"), columns("domain documents_in kept dropped share_dropped kept_train kept_held_out"))
+        + _by_rule(rows_of(made.deduplicated, "by_rule"), "Documents dropped, by kind of duplicate")
+        + figures(plots_of(made.deduplicated, "Deduplication:"))
     )
 
 
@@ -302,57 +179,77 @@ def selection(made: Artifacts) -> str:
     certificate = [{"measure": CERTIFICATE[key][0], **{role: shown[role][key] for role in roles}} for key in measured]
     amounts = "passages selected_passages tokens selected_tokens"
     names = ("id", "absorbed_id")
-    absorbed = {key: [row | {name: code(row.get(name)) for name in names} for row in _table(made.selection, key)] for key in ABSORBED}
+    absorbed = {key: [row | {name: code(row.get(name)) for name in names} for row in rows_of(made.selection, key)] for key in ABSORBED}
     return (
         paragraph(" ".join(said))
-        + table(certificate, [*_columns("measure"), *(Column(role, _words(role), number) for role in roles)])
-        + figures(_plots(made.selection, "Selection:"))
-        + table(_table(made.selection, "by_domain"), _columns(f"role domain {amounts} share_before share_after"))
-        + folded("By snapshot", table(_table(made.selection, "by_snapshot"), _columns(f"role snapshot {amounts}")))
-        + "".join(folded(name, table(absorbed[key], _columns(ABSORBED_COLUMNS))) for key, name in ABSORBED.items())
+        + table(certificate, [*columns("measure"), *(Column(role, words(role), number) for role in roles)])
+        + figures(plots_of(made.selection, "Selection:"))
+        + table(rows_of(made.selection, "by_domain"), columns(f"role domain {amounts} share_before share_after"))
+        + folded("By snapshot", table(rows_of(made.selection, "by_snapshot"), columns(f"role snapshot {amounts}")))
+        + "".join(folded(name, table(absorbed[key], columns(ABSORBED_COLUMNS))) for key, name in ABSORBED.items())
     )
 
 
 def mixture(made: Artifacts) -> str:
-    """Write the probes, what they say of the ratio, and the shares that follow."""
+    """Write the probes, what they say of the ratio, the run that verifies it, and the shares that follow."""
     tokens, windows = made.probes[0].counts.get("tokens") if made.probes else None, made.ratio.counts
     note = (
-        f"Each probe continues the general checkpoint for {count(tokens)} tokens. Losses are in nats per token, "
+        f"Each probe continues the general checkpoint for {count(tokens)} tokens or less. Losses are in nats per token, "
         f"on {count(windows.get('general_windows'))} general and {count(windows.get('target_windows'))} target held-out windows."
     )
-    refusals = [{**row, "code": code(row.get("code"))} for row in _table(made.ratio, "refusals")]
-    probes = table(_table(made.ratio, "probes"), _columns("ratio seed general_delta general_standard_error target_delta"))
+    probes = table(rows_of(made.ratio, "probes"), columns("ratio seed tokens general_delta general_standard_error target_delta"))
     return (
         (paragraph(note, kind="quiet") + probes if probes else "")
-        + table(refusals, _columns("code seen remedy"))
-        + figures([*_plots(made.ratio), *_plots(made.mixture, "Shares of tokens in the")])
-        + table(_table(made.mixture, "domains"), _columns("domain role share available_tokens planned_tokens epochs"))
+        + table(rows_of(made.ratio, "verification"), columns(VERIFICATION), caption="The run that verifies the ratio")
+        + _reasons(made.ratio, "refusals", "Why the estimate was refused")
+        + _reasons(made.ratio, "warnings", "What to know of it")
+        + table(rows_of(made.ratio, "guards"), columns(GUARDS), caption="Guarded domains")
+        + table(rows_of(made.ratio, "caps"), columns(CAPS), caption="How often the best mixture reads each domain")
+        + figures([*plots_of(made.ratio), *plots_of(made.mixture, "Shares of tokens in the")])
+        + table(rows_of(made.mixture, "domains"), columns("domain role share available_tokens planned_tokens epochs upsampling limited"))
+        + folded("The law, beside others", table(rows_of(made.ratio, "laws"), columns(LAWS)))
+        + folded("The ratio by the length of training", table(rows_of(made.ratio, "by_tokens"), columns("tokens ratios estimate low high")))
+        + folded(
+            "How far the general loss rose on the way, and when it was back", table(rows_of(made.ratio, "stability"), columns(STABILITY))
+        )
     )
+
+
+VERIFICATION = "ratio tokens predicted_general_delta measured_general_delta standard_error wanted held target_delta"
+GUARDS = "domain tolerance_nats predicted low high measured binding multiplier"
+CAPS = "domain share available_tokens planned_tokens epochs binding"
+LAWS = "law rmse_nats left_out_nats left_out_in_tolerances estimate chosen"
+STABILITY = "probe ratio seed tokens dip_depth tokens_at_peak tokens_back_at_base tokens_back_within_tolerance stopped"
+
+
+def _reasons(found: Manifest, name: str, caption: str) -> Html:
+    rows = [{**row, "code": code(row.get("code"))} for row in rows_of(found, name)]
+    return table(rows, columns("code seen remedy"), caption=caption)
 
 
 def training(made: Artifacts) -> str:
     """Write the two runs that left a checkpoint."""
     runs = (("General checkpoint", made.general), ("Pretrained checkpoint", made.checkpoint))
     done = [{**run.provenance, **run.counts, **run.outcome.metrics, "run": name} for name, run in runs if run.counts]
-    plots = [plot for name, run in runs for plot in _plots(run, f"{name}:")]
-    shown = table(done, _columns("run parameters tokens steps tokens_per_second model_flops_utilisation seconds"))
-    read = [folded(f"{name}: what it read", table(_table(run, "domains"), _columns("domain share epochs"))) for name, run in runs]
+    plots = [plot for name, run in runs for plot in plots_of(run, f"{name}:")]
+    shown = table(done, columns("run parameters tokens steps tokens_per_second model_flops_utilisation seconds"))
+    read = [folded(f"{name}: what it read", table(rows_of(run, "domains"), columns("domain share epochs"))) for name, run in runs]
     return shown + figures(plots) + "".join(read)
 
 
 def evaluation(made: Artifacts) -> str:
     """Write the held-out losses before and after."""
     changes = ("loss_change", "bits_per_byte_change")
-    held_out = _table(made.evaluation, "held_out")
+    held_out = rows_of(made.evaluation, "held_out")
     rows = [{**row, **{key: f"{CHANGE(row.get(key))}{interval(row, key, ' [{}, {}]')}" for key in changes}} for row in held_out]
     loss = "domain role documents tokens loss_before loss_after loss_change"
     bits = "domain role bits_per_byte_before bits_per_byte_after bits_per_byte_change"
     note = paragraph("Before: the general checkpoint. After: the pretrained checkpoint, on the same held-out documents.", kind="quiet")
     return (
         (note if rows else "")
-        + table(rows, _columns(loss), caption="Loss, nats per token")
-        + table(rows, _columns(bits), caption="Bits per byte")
-        + figures(_plots(made.evaluation, "Change of"))
+        + table(rows, columns(loss), caption="Loss, nats per token")
+        + table(rows, columns(bits), caption="Bits per byte")
+        + figures(plots_of(made.evaluation, "Change of"))
     )
 
 
@@ -380,8 +277,8 @@ def checks(made: Artifacts) -> str:
         for asset, audited, check in found
     ]
     note = "A blocking check that fails keeps its artifact from being published; an advisory one warns."
-    each = folded("Every check of every artifact", table(every, _columns("asset partition check result finding")))
-    return paragraph(note, kind="quiet") + table(rows, _columns("asset check result passed kind finding")) + each if found else ""
+    each = folded("Every check of every artifact", table(every, columns("asset partition check result finding")))
+    return paragraph(note, kind="quiet") + table(rows, columns("asset check result passed kind finding")) + each if found else ""
 
 
 def _check_row(asset: str, name: str, group: Sequence[Check]) -> Row:
@@ -412,7 +309,7 @@ def cost(made: Artifacts) -> str:
         )
     rows.append({"asset": "all", **{key: sum(row[key] for row in rows) for key in ("artifacts", "seconds", "bytes")}})
     note = "Seconds are summed over artifacts, some made side by side. Memory is the peak of a process, which may have run other steps too."
-    return paragraph(note, kind="quiet") + table(rows, _columns("asset artifacts seconds bytes peak_memory"))
+    return paragraph(note, kind="quiet") + table(rows, columns("asset artifacts seconds bytes peak_memory"))
 
 
 def lineage(made: Artifacts) -> str:
@@ -429,7 +326,7 @@ def lineage(made: Artifacts) -> str:
         for manifest in manifests
     ]
     parts = ", ".join(asset if len(manifests) == 1 else f"{asset} ({len(manifests)} partitions)" for asset, manifests in made.assets())
-    listed = table(rows, _columns("asset partition fingerprint code_version content"))
+    listed = table(rows, columns("asset partition fingerprint code_version content"))
     return paragraph(f"This page was made from {len(rows)} artifacts: {parts}.") + folded("Fingerprints, code versions and content", listed)
 
 

@@ -267,7 +267,15 @@ def test_a_refused_estimate_is_said_to_be_refused(store):
     assert "is taken to be 0.800, the highest measured share that held the tolerance." in said
     assert "Its estimate was refused because every ratio up to 0.80 holds the tolerance." in said
     assert "The mixture has a target share of 0.680." in said
-    assert list(refusal.values()) in table_of(reader, "Refused because")
+    assert list(refusal.values()) in table_of(reader, "Code")
+
+
+@pytest.mark.parametrize(("held", "words"), [(True, "which holds"), (False, "which does not hold")])
+def test_the_run_at_the_ratio_is_told(store, held, words):
+    row = {"ratio": 0.68, "tokens": 400_000, "measured_general_delta": 0.0612, "predicted_general_delta": 0.05, "held": held}
+    reader = read(report(store, full(store, ratio={"tables": {"verification": [row]}})))
+    assert f"A run at 0.680 changed the general loss by +0.0612, {words}." in " ".join("".join(reader.text).split())
+    assert "+0.0612" in [cell for table in reader.tables for line in table for cell in line]
 
 
 @pytest.mark.parametrize(("change", "words"), [(0.2, "the loss rose: +0.200"), (0.005, "the loss changed: +0.005")])

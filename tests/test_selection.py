@@ -23,7 +23,7 @@ from pipelines.errors import EmptyInput, GristmillError, MissingArtifact, Unknow
 from pipelines.manifests import Check, Manifest, Outcome
 from pipelines.pages import code, percent
 from pipelines.plugins import Settings
-from pipelines.report_sections import Artifacts
+from pipelines.report_artifacts import Artifacts
 from pipelines.selection import SELECTION_SCHEMA, Chosen, SelectionSettings, choose, count, in_step, measure, ranked, select_subset
 from pipelines.selection_audits import SELECTION_AUDITS, tokens_by_domain
 from pipelines.set_functions import Order, Points
