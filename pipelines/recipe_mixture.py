@@ -52,7 +52,8 @@ class Mixture(Settings):
     stop_beyond: float | None = Field(default=3.0, gt=0)
     """A probe whose general loss lies this many tolerances off ends early; None trains all to the end."""
     verification_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of the run that verifies the estimate; those of the pretraining where absent, so that nothing is extrapolated any more."""
+    """Tokens of the run that verifies the estimate. Where absent, those of the pretraining, so that nothing is extrapolated any more; for
+    a search those of a probe, as its laws know no tokens."""
     on_unverified: Literal["refit", "lower", "error"] = "refit"
     """What a run at the estimate means that does not hold it: see `VerificationSettings`."""
     use: Literal["estimate", "safe"] = "estimate"
@@ -99,6 +100,10 @@ class Mixture(Settings):
             "min_share": self.search.min_share,
         }
         return {"seed": int(seed), "swarm": SwarmSettings(number=int(mixture), count=len(names) // len(self.seeds), **shape)}
+
+    def length_of_verification(self, tokens: int) -> int:
+        """Return the tokens of the run that verifies, for a pretraining of `tokens`."""
+        return self.verification_tokens or (self.phase.tokens if self.search else tokens)
 
     @property
     def laws(self) -> tuple[str, ...]:

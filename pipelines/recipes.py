@@ -328,7 +328,7 @@ class Recipe(Settings):
 
     def verification_settings(self) -> ProbeSettings:
         """Return the run at the critical ratio, which is not known before it is measured."""
-        phase = self.mixture.phase.model_copy(update={"tokens": self.mixture.verification_tokens or self.pretraining_tokens})
+        phase = self.mixture.phase.model_copy(update={"tokens": self.mixture.length_of_verification(self.pretraining_tokens)})
         return self._probe_settings(phase).model_copy(update={"seed": self.mixture.seeds[0]})
 
     def _probe_settings(self, phase: Phase) -> ProbeSettings:

@@ -95,8 +95,11 @@ def test_all_recipes_of_the_project_load() -> None:
         assert found.general_settings().phases == (found.general,)
         assert found.pretraining_settings().phases == found.pretraining
         assert found.evaluation_settings().roles == found.role_of
-        ratios = [found.probe_settings(probe).ratio for probe in found.probes]
-        assert ratios == [ratio for ratio in found.mixture.ratios for _ in found.mixture.seeds]
+        probes = [found.probe_settings(probe) for probe in found.probes]
+        if found.mixture.search:
+            assert [probe.swarm.number for probe in probes] == list(range(len(probes))) and not found.mixture.ratios
+        else:
+            assert [probe.ratio for probe in probes] == [ratio for ratio in found.mixture.ratios for _ in found.mixture.seeds]
         assert set(found.selection_settings().roles.values()) == {"general", "target"}
     for domain in ours.domains:
         plugins.build("sources", *ours.source_of(domain))
@@ -404,3 +407,23 @@ def test_a_plan_that_cannot_be_run_is_refused_where_the_recipe_is_read(tmp_path:
     phase = {"tokens": 100_000, "learning_rate": 1e-3, "select": {"every_tokens": 50_000}}
     with pytest.raises(GristmillError, match="processes"):
         recipe(tmp_path, project, training={"processes": 2}, pretraining=[phase])
+
+
+PHASE = {"tokens": 40_000, "learning_rate": 8.0e-4}
+
+
+def test_a_search_probes_a_swarm_and_a_ratio_does_not(tmp_path: Path, project: Project) -> None:
+    found = recipe(tmp_path, project, mixture={"search": {"tolerance_nats": 0.1, "mixtures": 4}, "seeds": [0, 7], "phase": PHASE})
+    assert found.probes == tuple(f"m0{number}-s{seed}" for number in range(4) for seed in (0, 7))
+    third = found.probe_settings("m02-s7")
+    assert (third.seed, third.swarm.number, third.swarm.count, third.ratio) == (7, 2, 4, None)
+    assert third.swarm.targets == found.roles.target and third.stop_beyond is None
+    assert found.window_settings().windows_per_domain == 640
+    assert found.verification_settings().phases[0].tokens == PHASE["tokens"]
+    assert found.mixture.search_settings(found.mixture.search, 123).tokens == 123
+
+
+@pytest.mark.parametrize("given", [{}, {"ratios": [0.5], "search": {}}])
+def test_a_mixture_asks_one_question(tmp_path: Path, project: Project, given: dict) -> None:
+    found = problems(tmp_path, project, mixture={"phase": PHASE, **given})
+    assert "give `ratios` to find one target share, or `search`" in "".join(found)
