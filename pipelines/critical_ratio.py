@@ -26,8 +26,16 @@ from pipelines.errors import GristmillError
 from pipelines.manifests import Check, Json, Manifest, Member, Outcome
 from pipelines.mixing_laws import MixingLaw, two_shares
 from pipelines.probe_courses import resample
-from pipelines.probe_losses import SAME_TOKENS, ProbeLosses, ProbePoints, available_tokens, read_probes
-from pipelines.ratio_estimate import RatioEstimate, RatioSettings, estimate_ratio, measured_length, reads_tokens, stability_table
+from pipelines.probe_losses import SAME_TOKENS, ProbeLosses, ProbePoints, ProbeRun, available_tokens, read_probes
+from pipelines.ratio_estimate import (
+    RatioEstimate,
+    RatioSettings,
+    course_start,
+    estimate_ratio,
+    measured_length,
+    reads_tokens,
+    stability_table,
+)
 from pipelines.ratio_laws import fits, number
 from pipelines.ratio_plots import PICTURES, plot_all
 from pipelines.ratio_refusals import Evidence, lasting_ratio, refusals, warnings
@@ -104,9 +112,9 @@ def verify_ratio(
     checked = _verification(settings, before, measured, alone)
     if not checked["held"] and settings.on_unverified == "error":
         raise GristmillError(f"the critical ratio is not verified: {_said(checked)}")
-    anchored = verification in evidence and reads_tokens(before["law"]["name"]) and alone.runs[0].ratio < 1.0
-    lengths = float(checked["tokens"] if anchored else before["measured_tokens"]), float(before["tokens"])  # type: ignore[arg-type]
-    anchor = alone.runs[0].name if anchored else None
+    anchored = evidence != probes and reads_tokens(before["law"]["name"]) and alone.runs[0].ratio < 1.0
+    longest = max(before["measured_tokens"], checked["tokens"] if anchored else 0)
+    lengths, anchor = (float(longest), float(before["tokens"])), alone.runs[0] if anchored else None
     judged = judge(settings, read_probes(windows, evidence), available_tokens(selection), lengths=lengths, anchor=anchor)
     judged = judged if checked["held"] else _unverified(settings, judged, checked)
     plot_all(out, judged.losses, judged.points, judged.found, judged.ratio, alone.runs[0])
@@ -143,7 +151,7 @@ def judge(
     available: Mapping[str, int],
     *,
     lengths: tuple[float, float] | None = None,
-    anchor: str | None = None,
+    anchor: ProbeRun | None = None,
 ) -> Judged:
     """Return the estimate of `losses`, why it is refused, and the ratio that is taken.
 
@@ -186,7 +194,7 @@ def _verification(settings: VerificationSettings, before: Mapping[str, Json], pr
         raise GristmillError(f"the verification was not measured on all windows at any point up to {asked:,.0f} tokens; train it that far")
     points = alone.at(float(reached.max()))
     tolerance = float(before["tolerance_nats"])  # type: ignore[arg-type]
-    predicted = _predicted(settings, str(before["law"]["name"]), probes, points)  # type: ignore[index,call-overload]
+    predicted = _predicted(settings, before, probes, points)
     measured, bound = float(points.general[0]), HELD * tolerance
     row: dict[str, Json] = {
         "ratio": run.ratio,
@@ -206,10 +214,10 @@ def _verification(settings: VerificationSettings, before: Mapping[str, Json], pr
     return {**row, "wanted": f"{centre:.4f} within {bound:.4f}", "held": abs(measured - centre) <= bound}
 
 
-def _predicted(settings: RatioSettings, law: str, probes: ProbeLosses, points: ProbePoints) -> float | None:
+def _predicted(settings: RatioSettings, before: Mapping[str, Json], probes: ProbeLosses, points: ProbePoints) -> float | None:
     """Return what the law of the estimate, fitted without the verification, says at its ratio and tokens."""
-    there = probes.including(points.tokens)
-    first = settings.course_from * (settings.tokens or points.tokens)
+    there, law = probes.including(points.tokens), str(before["law"]["name"])  # type: ignore[index,call-overload]
+    first = course_start(settings, float(before["measured_tokens"]), float(before["tokens"]))  # type: ignore[arg-type]
     courses = resample(there, draws=0, seed=settings.seed, run_noise_nats=0.0, first=first, parts=reads_tokens(law))
     plugin: MixingLaw = plugins.build("mixing_laws", law)  # type: ignore[assignment]
     fitted = fits(plugin, courses, there.place(points.tokens))
@@ -282,7 +290,7 @@ def _last_points(losses: ProbeLosses, up_to: float) -> list[dict[str, Json]]:
         if not len(reached):
             continue
         point = losses.at(float(reached.max()))
-        place = [one.name for one in point.runs].index(run.name)
+        place = point.runs.index(run)
         measured = {"general_delta": point.general, "general_standard_error": point.errors, "target_delta": point.target}
         values = {name: number(found[place]) for name, found in measured.items()}
         rows.append({"ratio": run.ratio, "seed": run.seed, "tokens": point.tokens, **values})

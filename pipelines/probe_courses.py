@@ -82,7 +82,7 @@ def resample(losses: ProbeLosses, *, draws: int, seed: int, run_noise_nats: floa
     Windows are drawn with replacement within their domain, the same for all runs and points: losses are paired. Where a ratio has
     several seeds they are drawn with replacement. Runs that stand alone at their ratio are moved by a normal draw of `run_noise_nats`,
     along their whole course and the same for all of one seed: they read the same text in the same order, and what that text is moves
-    them alike. With `parts`, points on a part of the windows count as measured.
+    them alike. With `parts`, points on a part of the windows count as measured, where every draw has some of them.
     """
     runs = np.nonzero(losses.ratios < 1.0)[0]
     mine = losses.windows.of("general")
@@ -98,7 +98,7 @@ def resample(losses: ProbeLosses, *, draws: int, seed: int, run_noise_nats: floa
     sums_DNA = np.einsum("dw,naw->dna", weights_DW, np.where(known_NAW, deltas_NAW, 0.0))
     counts_DNA = np.einsum("dw,naw->dna", weights_DW, known_NAW.astype(np.float64))
     means_DNA = np.divide(sums_DNA, counts_DNA, out=np.full_like(sums_DNA, np.nan), where=counts_DNA > 0)
-    known = np.isfinite(means_DNA[0]) if parts else losses.full[runs]
+    known = np.isfinite(means_DNA).all(axis=0) if parts else losses.full[runs]
     seeds_N = np.asarray([losses.runs[run].seed for run in runs], dtype=np.int64)
     made = Courses(losses.ratios[runs], losses.tokens_A, means_DNA, known, seeds_N, first)
     _draw_runs(made, generator, run_noise_nats)
@@ -118,7 +118,9 @@ def _draw_runs(courses: Courses, generator: np.random.Generator, noise: float) -
             continue
         for place in range(len(courses.tokens_A)):
             seeds = mine[courses.full_NA[mine, place]]
-            if len(seeds) > 1:
+            if len(seeds) == 1:  # the others of its ratio ended before
+                means_DNA[:, seeds, place] += noise * normal_DS[:, np.searchsorted(names, courses.seeds_N[seeds])]
+            elif len(seeds):
                 drawn_DS = seeds[(uniform_DN[:, seeds] * len(seeds)).astype(np.int64)]
                 means_DNA[:, seeds, place] = np.take_along_axis(means_DNA[:, :, place], drawn_DS, axis=1)
 

@@ -57,8 +57,8 @@ LOSSES = pa.schema(
         ("loss", pa.float64()),
     ]
 )
-EARLIEST_STOP = 0.25
-"""Share of a probe before which it does not end: the general loss is then in its first rise."""
+EARLIEST_STOP = 0.5
+"""Share of a probe before which it does not end: the law along training is to see some of its course beyond the first rise."""
 
 
 class WindowSettings(TrainingSettings):

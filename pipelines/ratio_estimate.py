@@ -10,7 +10,7 @@ Shapes: D rows (the evidence, then its resamples), K lengths of training that be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -23,8 +23,8 @@ from pipelines.manifests import Json
 from pipelines.mixing_laws import FittedLaw, MixingLaw
 from pipelines.plugins import Settings
 from pipelines.probe_courses import MIN_RATIOS, Courses, Criterion, holds, resample, turning_margins, turns
-from pipelines.probe_losses import SAME_TOKENS, ProbeLosses, Tolerance
-from pipelines.ratio_laws import TOKEN_LAW, anchored, compare_laws, curve_over_tokens, fits, line_over_tokens, number, root
+from pipelines.probe_losses import SAME_TOKENS, ProbeLosses, ProbeRun, Tolerance
+from pipelines.ratio_laws import TOKEN_LAW, Anchor, compare_laws, curve_over_tokens, fits, line_over_tokens, number, root
 
 MIN_JACKKNIFE = 4
 """Distinct ratios from which on one can be left out."""
@@ -45,14 +45,15 @@ class RatioSettings(Settings):
     """A plugin of `mixing_laws/`, or ``auto``: that of `candidates` with the least leave-one-ratio-out error. The default is fitted along
     the courses of all probes and read at `tokens`; ``own_share`` is fitted at one length of training alone."""
     course_from: float = Field(default=1 / 16, ge=0, lt=1)
-    """Points before this share of `tokens` bear no law along training: the general loss is then in its first rise."""
+    """Points before this share of `tokens` bear no law along training: the general loss is then in its first rise. Tokens beyond four times
+    the longest measured count as that many, so that points remain."""
     candidates: tuple[str, ...] = Field(default=("own_share", "power", "dcpt"), min_length=1)
     """Laws fitted to the same points and reported beside the first, with a monotone interpolation."""
     draws: int = Field(default=500, ge=1)
     """Bootstrap draws over held-out windows and runs."""
     seed: int = 0
     """Of the bootstrap."""
-    max_interval: float = Field(default=0.3, gt=0)
+    max_interval: float = Field(default=0.4, gt=0)
     """A 95 % interval wider than this is refused."""
     tokens: int | None = Field(default=None, ge=1)
     """Tokens of continued pretraining that the ratio is wanted for; absent: the longest that all probes reached."""
@@ -98,14 +99,15 @@ class Estimator:
     tolerance: float
     """Nats per token."""
     criterion: Criterion
-    anchor: tuple[int, int] | None = None
-    """A run and a point that the law along training is moved to pass through: the run at the ratio, where it ended."""
+    anchor: Anchor | None = None
+    """The run at the ratio, for a law along training."""
 
     def levels(self, courses: Courses, places: Sequence[int]) -> np.ndarray:
         """Return the root of the law at every row and point, shape (D, K); NaN where no ratio holds, or the points are too few."""
         found = np.full((len(courses.means_DNA), len(places)), np.nan)
+        along = self.fitted(courses, -1) if self.reads_tokens else []  # one law for all points
         for k, place in enumerate(places):
-            fitted = self.fitted(courses, place)
+            fitted = along or self.fitted(courses, place)
             found[: len(fitted), k] = [root(law, courses.tokens_A[place], self.tolerance) for law in fitted]
         return found
 
@@ -116,8 +118,7 @@ class Estimator:
 
     def fitted(self, courses: Courses, place: int) -> list[FittedLaw]:
         """Return the law of every row at point `place`; none where there are too few points."""
-        laws = fits(self.law, courses, place)
-        return anchored(laws, courses, *self.anchor) if laws and self.anchor else laws
+        return fits(self.law, courses, place, self.anchor)
 
     def along(self, courses: Courses, places: Sequence[int]) -> np.ndarray:
         """Return the ratio by the criterion at every row and point, shape (D, K); NaN where no ratio holds."""
@@ -130,6 +131,11 @@ class Estimator:
         """Return whether some measured ratio at `place` holds and some does not."""
         held = self.held(courses, place).values()
         return any(held) and not all(held)
+
+    def reaches(self, courses: Courses, value: float) -> bool:
+        """Return whether a ratio that a law along training gives beyond the probes lies among those that were probed."""
+        probed = courses.ratios_N[courses.along.any(axis=1)]
+        return self.reads_tokens and self.criterion == "level" and len(probed) > 0 and bool(probed.min() <= value <= probed.max())
 
     def held(self, courses: Courses, place: int) -> dict[float, bool]:
         """Return whether each measured ratio holds at `place`; a law along training takes those that ended before as they did."""
@@ -206,21 +212,19 @@ class RatioEstimate:
 
 
 def estimate_ratio(
-    settings: RatioSettings, losses: ProbeLosses, *, measured: float, tokens: float, anchor: str | None = None
+    settings: RatioSettings, losses: ProbeLosses, *, measured: float, tokens: float, anchor: ProbeRun | None = None
 ) -> RatioEstimate:
-    """Estimate the ratio for `tokens` from the courses up to `measured`, one of the points of `losses`; `anchor` names the run at it."""
+    """Estimate the ratio for `tokens` from courses that reach `measured`, one of the points of `losses`; `anchor` is the run at it."""
     place = losses.place(measured)
     held = losses.windows
     tolerance = settings.tolerance.in_nats(held.mean_loss("general"), held.bytes_per_token("general"))
     along = settings.law != "auto" and reads_tokens(settings.law)
-    noise, first = settings.run_noise_nats, settings.course_from * tokens
+    noise, first = settings.run_noise_nats, course_start(settings, measured, tokens)
     courses = resample(losses, draws=settings.draws, seed=settings.seed, run_noise_nats=noise, first=first, parts=along)
-    laws = compare_laws(_compared(settings), courses, place, tolerance)
+    through = None if anchor is None else _where_it_ended(losses, anchor, place)
+    laws = compare_laws(_compared(settings), courses, place, tolerance, through)
     name = chosen_law(settings, laws)
-    estimator = Estimator(plugins.build("mixing_laws", name), tolerance, settings.criterion)  # type: ignore[arg-type]
-    if anchor is not None and estimator.reads_tokens:
-        run = [one.name for one in losses.runs if one.ratio < 1.0].index(anchor)
-        estimator = replace(estimator, anchor=(run, place))
+    estimator = Estimator(plugins.build("mixing_laws", name), tolerance, settings.criterion, through)  # type: ignore[arg-type]
     by_tokens = estimator.along(courses, courses.lengths)
     at_DK = by_tokens[:, [courses.lengths.index(place)]] if place in courses.lengths else estimator.along(courses, [place])
     further = tokens > SAME_TOKENS * measured
@@ -236,7 +240,7 @@ def estimate_ratio(
         value=float(values[0]),
         interval=interval_95(values),
         here=float(at_DK[0, 0]),
-        bracketed=estimator.brackets(courses, place),
+        bracketed=estimator.brackets(courses, place) or (further and estimator.reaches(courses, float(values[0]))),
         holding=max((ratio for ratio, held in estimator.held(courses, place).items() if held), default=None),
         level=float(estimator.levels(courses.measured(), [place])[0, 0]),
         turn=float(turned),
@@ -248,6 +252,12 @@ def estimate_ratio(
     )
 
 
+def _where_it_ended(losses: ProbeLosses, run: ProbeRun, place: int) -> Anchor:
+    """Return `run` at the last point up to `place` at which it was measured on all windows."""
+    (ended,) = np.nonzero(losses.full[losses.runs.index(run), : place + 1])
+    return Anchor(run.ratio, run.seed, int(ended[-1]))
+
+
 def measured_length(settings: RatioSettings, losses: ProbeLosses) -> tuple[ProbeLosses, float, float]:
     """Return the losses with a point at the length of training that is to be judged, that length, and the tokens that are asked for.
 
@@ -257,17 +267,24 @@ def measured_length(settings: RatioSettings, losses: ProbeLosses) -> tuple[Probe
     default = default_tokens(losses)
     if settings.tokens is None:
         return losses, default, default
-    longest = default if settings.law != "auto" and reads_tokens(settings.law) else _enough_ratios(losses, default)
+    longest = _enough_ratios(losses, default)
+    if settings.law != "auto" and reads_tokens(settings.law):
+        longest = max(longest, default)
     if settings.tokens > SAME_TOKENS * longest:
         return losses, longest, float(settings.tokens)
     first = losses.tokens_A[losses.full[losses.ratios < 1.0].any(axis=0)].min()
     if settings.tokens * SAME_TOKENS < first:
         raise GristmillError(
             f"the ratio is wanted for {settings.tokens:,} tokens, and the first point on all windows is at {first:,.0f}; "
-            "ask for more `tokens`, or measure earlier (`measure_at`, `early`)"
+            "ask for more `tokens`, or measure all windows earlier (`measure_at`, `stride`)"
         )
     found = losses.including(settings.tokens)
     return found, float(found.tokens_A[found.place(settings.tokens)]), float(settings.tokens)
+
+
+def course_start(settings: RatioSettings, measured: float, tokens: float) -> float:
+    """Return the tokens from which on points bear a law along training that is read at `tokens`, where the longest is `measured`."""
+    return settings.course_from * min(tokens, LATE * measured)
 
 
 def reads_tokens(law: str) -> bool:
@@ -389,10 +406,10 @@ def _by_tokens_row(estimator: Estimator, courses: Courses, place: int, values_D:
 
 
 def _extrapolation(estimator: Estimator, courses: Courses, tokens: float, measured: float, values_D: np.ndarray) -> Extrapolation:
+    if estimator.reads_tokens and estimator.criterion == "level":
+        return Extrapolation(tokens / measured, int(courses.along.any(axis=0).sum()), float("nan"), by_law=True)
     places = estimator.late(courses)
     here = estimator.along(courses.measured(), places)[0]
     usable = np.isfinite(here) & (here < 1.0)
     beside = curve_over_tokens(courses.tokens_A[places][usable], here[usable], tokens) if np.isfinite(values_D[0]) else float("nan")
-    if estimator.reads_tokens and estimator.criterion == "level":
-        return Extrapolation(tokens / measured, int(courses.along.any(axis=0).sum()), float("nan"), by_law=True)
     return Extrapolation(tokens / measured, int(usable.sum()), beside, by_law=False)

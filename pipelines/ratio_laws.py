@@ -6,6 +6,7 @@ Shapes: N runs, A points of training, D rows, R distinct ratios, K lengths of tr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -42,8 +43,18 @@ class MonotonePchip(MixingLaw):
         return FittedLaw(lambda shares, _tokens: curve(np.clip(1.0 - shares[:, observed.own], others[0], others[-1])), {})
 
 
-def fits(law: MixingLaw, courses: Courses, place: int) -> list[FittedLaw]:
-    """Fit `law` to every row at point `place`; one that reads tokens, along the courses. None where there are too few points.
+@dataclass(frozen=True)
+class Anchor:
+    """A run and the point where it ended, which a law along training is moved to pass through."""
+
+    ratio: float
+    seed: int
+    place: int
+
+
+def fits(law: MixingLaw, courses: Courses, place: int, anchor: Anchor | None = None) -> list[FittedLaw]:
+    """Fit `law` to every row at point `place`; one that reads tokens, along the courses and moved to pass through `anchor`. None where
+    there are too few points.
 
     A run without replay follows another regime and is in no `Courses`.
     """
@@ -52,14 +63,18 @@ def fits(law: MixingLaw, courses: Courses, place: int) -> list[FittedLaw]:
     if len(np.unique(ratios_P)) < MIN_RATIOS or len(ratios_P) < law.min_points:
         return []
     losses_DP = courses.means_DNA[:, run_P, place_P]
-    return law.fit_many(two_corpora(ratios_P, courses.tokens_A[place_P], losses_DP[0]), losses_DP)
+    fitted = law.fit_many(two_corpora(ratios_P, courses.tokens_A[place_P], losses_DP[0]), losses_DP)
+    return _anchored(fitted, courses, anchor) if anchor and "tokens" in law.reads else fitted
 
 
-def anchored(laws: list[FittedLaw], courses: Courses, run: int, place: int) -> list[FittedLaw]:
-    """Return the laws moved up or down so that each passes through what its row holds of `run` at `place`."""
-    shares, tokens = two_shares(courses.ratios_N[run : run + 1]), courses.tokens_A[place : place + 1]
-    moves = [float(row - law.predict(shares, tokens)[0]) for law, row in zip(laws, courses.means_DNA[:, run, place], strict=True)]
-    return [_moved(law, by) for law, by in zip(laws, moves, strict=True)]
+def _anchored(laws: list[FittedLaw], courses: Courses, anchor: Anchor) -> list[FittedLaw]:
+    """Return the laws moved up or down so that each passes through what its row holds of the anchor; unmoved where its run is left out."""
+    (runs,) = np.nonzero((courses.ratios_N == anchor.ratio) & (courses.seeds_N == anchor.seed))
+    if not len(runs):
+        return laws
+    shares, tokens = two_shares(courses.ratios_N[runs[:1]]), courses.tokens_A[[anchor.place]]
+    levels_D = courses.means_DNA[:, runs[0], anchor.place]
+    return [_moved(law, float(level - law.predict(shares, tokens)[0])) for law, level in zip(laws, levels_D, strict=True)]
 
 
 def _moved(law: FittedLaw, by: float) -> FittedLaw:
@@ -98,7 +113,9 @@ def left_out_errors(law: MixingLaw, courses: Courses, place: int) -> np.ndarray:
     return errors
 
 
-def compare_laws(names: Sequence[str], courses: Courses, place: int, tolerance: float) -> list[dict[str, Json]]:
+def compare_laws(
+    names: Sequence[str], courses: Courses, place: int, tolerance: float, anchor: Anchor | None = None
+) -> list[dict[str, Json]]:
     """Return, for each law and the interpolation, its error at the points, its leave-one-ratio-out errors, and its root.
 
     ``left_out_nats`` is the root mean square over all ratios and compares laws; ``left_out_inside_nats`` that over the ratios between two
@@ -108,7 +125,7 @@ def compare_laws(names: Sequence[str], courses: Courses, place: int, tolerance: 
     rows: list[dict[str, Json]] = []
     for name in (*names, REFERENCE):
         law: MixingLaw = MonotonePchip() if name == REFERENCE else plugins.build("mixing_laws", name)  # type: ignore[assignment]
-        fitted = fits(law, courses.measured(), place)
+        fitted = fits(law, courses.measured(), place, anchor)
         errors_R = left_out_errors(law, courses, place)
         inside_R = errors_R[1:-1]
         all_of_it = float("nan") if name == REFERENCE else _root_mean_square(errors_R)

@@ -80,7 +80,8 @@ def plot_by_tokens(path: Path, found: RatioEstimate) -> None:
     axes.axvline(found.tokens, color="tab:green", linewidth=1.2, label=f"asked for: {found.tokens:,.0f} tokens")
     if found.extrapolation and found.interval:
         spread = [[max(0.0, found.value - found.interval[0])], [max(0.0, found.interval[1] - found.value)]]
-        axes.errorbar([found.tokens], [found.value], yerr=spread, fmt="s", color="tab:green", markersize=4, label="by a line in log tokens")
+        how = "by the law" if found.extrapolation.by_law else "by a line in log tokens"
+        axes.errorbar([found.tokens], [found.value], yerr=spread, fmt="s", color="tab:green", markersize=4, label=how)
         if len(rows):
             last = [tokens[-1], found.tokens]
             axes.plot(last, [ratios[-1], found.value], color="tab:blue", linestyle=":")

@@ -75,11 +75,12 @@ def _too_few_ratios(e: Evidence) -> Iterator[Row]:
     early = _stopped(e)
     seen = f"; R = {', '.join(f'{r:.2f}' for r in early)} stopped before" if early else ""
     wanted = max(1, MIN_RATIOS - len(have))
+    cures = [", or let those that stopped run on"] if early else []
+    cures += [", or measure at more points (`measure_at`)"] if e.found.along and len(have) >= MIN_RATIOS else []
     yield _row(
         "too_few_ratios",
         f"{len(have)} distinct ratios below 1 at {e.points.tokens:,} tokens{seen}",
-        f"add {wanted} to `mixture.ratios`{', or let those that stopped run on' if early else ''}; three is the least, and the law "
-        f"{e.found.law} may need more",
+        f"add {wanted} to `mixture.ratios`{''.join(cures)}; three is the least, and the law {e.found.law} may need more",
     )
 
 
@@ -199,10 +200,10 @@ def _far_extrapolation(e: Evidence) -> Iterator[Row]:
     if further is None:
         return
     if further.lengths < MIN_LENGTHS:
+        have = "bear the law" if further.by_law else "have an estimate"
         yield _row(
             "far_extrapolation",
-            f"from a quarter of {e.points.tokens:,} tokens on {further.lengths} lengths of training have an estimate; a line needs "
-            f"{MIN_LENGTHS}",
+            f"from a quarter of {e.points.tokens:,} tokens on {further.lengths} lengths of training {have}; {MIN_LENGTHS} are needed",
             f"measure all windows at more points (`measure_at`), or probe for {e.found.tokens:,.0f} tokens",
         )
     elif further.factor > e.settings.max_extrapolation and not e.settings.allow_extrapolation:
@@ -212,6 +213,14 @@ def _far_extrapolation(e: Evidence) -> Iterator[Row]:
             f"{e.found.tokens:,.0f} tokens are {further.factor:.1f} times the longest measured, {e.points.tokens:,}; "
             f"{e.settings.max_extrapolation:g} are allowed",
             f"probe for at least {least:,} tokens, or set `allow_extrapolation`",
+        )
+    elif e.found.fitted and not e.found.value < 1.0:
+        which = "every" if e.found.value == 1.0 else "no"
+        yield _row(
+            "far_extrapolation",
+            f"the law says that {which} ratio holds the tolerance after {e.found.tokens:,.0f} tokens, {further.factor:.1f} times the "
+            "longest measured",
+            f"probe for {e.found.tokens:,.0f} tokens",
         )
 
 

@@ -26,6 +26,11 @@ LENGTHS = (1000, 2000, 4000)
 EARLY = (250, 500)
 ONE_LENGTH = {"law": "own_share", "run_noise_nats": 0.002}
 """Settings of an estimate at one length of training; the defaults fit a law along it."""
+SHIPPED = {name: RatioSettings.model_fields[name].default for name in ONE_LENGTH}
+"""The same settings as they are shipped."""
+K, SLOPE, GROWTH, DRIFT = -0.3, 0.08, 0.01, -0.02
+LEVEL = TOLERANCE + SLOPE * float(box_cox(np.asarray(0.41), K))
+"""The law of `drifting`, which reaches the tolerance at 0.6 after 4000 tokens; level and slope move with the logarithm of the tokens."""
 PLENTY = {"general": 10**9, "target": 10**9}
 
 Change = Callable[[float, float], float]
@@ -40,6 +45,24 @@ def delta(ratio: float, root: float, *, k: float = -0.3, slope: float = 0.08) ->
 def healthy(ratio: float, tokens: float) -> float:
     """A world in which the ratio is 0.6 at 4000 tokens and gains 0.05 with every doubling."""
     return delta(ratio, 0.6 + 0.05 * math.log2(tokens / 4000))
+
+
+def drifting(ratio: float | np.ndarray, tokens: float | np.ndarray) -> float | np.ndarray:
+    """A world that the law along training holds: level and slope linear in log tokens."""
+    time = np.log(np.asarray(tokens) / 4000)
+    return LEVEL + DRIFT * time - (SLOPE + GROWTH * time) * box_cox(1.01 - np.asarray(ratio), K)
+
+
+def rising(height: float) -> Change:
+    """The same after a first rise that ends before 1000 tokens."""
+    return lambda ratio, tokens: drifting(ratio, tokens) + (height * (1 + ratio) if tokens < 1000 else 0.0)
+
+
+def true_ratio(tokens: float, *, tolerance: float = TOLERANCE) -> float:
+    """The ratio at which `drifting` reaches `tolerance`, by hand."""
+    time = math.log(tokens / 4000)
+    height = (LEVEL + DRIFT * time - tolerance) / (SLOPE + GROWTH * time)
+    return 1.01 - (1 + K * height) ** (1 / K)
 
 
 def learnt(ratio: float, tokens: float) -> float:
@@ -116,6 +139,11 @@ def world(
 
 def judged(losses: ProbeLosses, available: Mapping[str, int] = PLENTY, **changes: object) -> Judged:
     return judge(RatioSettings(**{"draws": 60, **ONE_LENGTH, **changes}), losses, available)
+
+
+def along(losses: ProbeLosses, **changes: object) -> Judged:
+    """Return what the shipped settings say."""
+    return judged(losses, **{**SHIPPED, **changes})
 
 
 def codes(found: Judged) -> set[str]:

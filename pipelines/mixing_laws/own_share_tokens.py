@@ -2,10 +2,10 @@
 
 At one T it is the own-share law. Over the course of all probes it needs fewer, shorter runs: the noise of single checkpoints
 averages out, a probe that was stopped still bears on the shape, and the law can be read at more tokens than were trained. For a
-fixed k it is linear least squares in four coefficients, so k is scanned: no starting points, no local minima. C(T) >= 0 at every
-T that was measured.
+fixed k it is linear least squares in four coefficients, so k is scanned: no starting points, no local minima. C(T) >= 0: it is
+linear in log T, so that holds between the first and the last T measured where it holds at both.
 
-Shapes: G exponents, N points, D draws, U distinct numbers of tokens.
+Shapes: G exponents, N points, D draws, F fits of an exponent with C free, or 0, at the first and the last T.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import numpy as np
 from pipelines.mixing_laws import FittedLaw, MixingLaw, Observations, relative_tokens
 from pipelines.mixing_laws._scan import MAX_RESIDUALS, TIE, box_cox
 
+FREE = ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0))
+"""Whether C is free or 0 at the last and at the first T: the best of the four with no C below 0 is the least-squares fit under C >= 0."""
+
 
 class OwnShareTokens(MixingLaw):
     """Box-Cox in the corpus' own share, level and slope linear in the logarithm of the tokens."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"own_share", "tokens"})
-    min_points: ClassVar[int] = 3
+    min_points: ClassVar[int] = 5
 
     offset: float = 0.01
     """e0: keeps the law finite at share 0."""
@@ -34,7 +37,7 @@ class OwnShareTokens(MixingLaw):
     """Exponents scanned, evenly spaced."""
 
     def fit_many(self, observed: Observations, losses_DN: np.ndarray) -> list[FittedLaw]:
-        """Fit all draws in one scan of k; at equal error the lowest k is taken.
+        """Fit all draws in one scan of k; at equal error the fit with C free, then the lowest k, is taken.
 
         Raises:
             GristmillError: a measurement was taken after no tokens.
@@ -43,45 +46,39 @@ class OwnShareTokens(MixingLaw):
         exponents = np.linspace(self.k_min, self.k_max, self.num_k)
         basis_GN = box_cox(observed.own_share + self.offset, exponents[:, None])
         time_N = np.log(relative)
-        design_GN4 = np.stack(np.broadcast_arrays(np.ones_like(time_N), time_N, -basis_GN, -basis_GN * time_N), axis=2)
-        solver_G4N = np.linalg.pinv(design_GN4)
-        size = max(1, MAX_RESIDUALS // basis_GN.size)
+        earliest = float(time_N.min())
+        early_N = time_N / earliest if earliest else time_N
+        whole_GN4 = np.stack(np.broadcast_arrays(np.ones_like(time_N), time_N, -basis_GN * (1.0 - early_N), -basis_GN * early_N), axis=2)
+        free_S4 = np.pad(np.asarray(FREE), ((0, 0), (2, 0)), constant_values=1.0)
+        design_FN4 = (whole_GN4 * free_S4[:, None, None, :]).reshape(-1, *whole_GN4.shape[1:])
+        solver_F4N = np.linalg.pinv(design_FN4)
+        size = max(1, MAX_RESIDUALS // design_FN4[:, :, 0].size)
         found: list[FittedLaw] = []
         for start in range(0, len(losses_DN), size):
-            some_DN = losses_DN[start : start + size]
-            best_D, coefficients_D4 = _scan(design_GN4, solver_G4N, np.unique(time_N), some_DN)
-            flat_D4 = _without_shares(time_N, some_DN)
-            chosen_D4 = np.where(best_D[:, None] >= 0, coefficients_D4, flat_D4)
-            found += [
-                self._law(observed.own, chosen, float(exponents[best]), longest) for chosen, best in zip(chosen_D4, best_D, strict=True)
-            ]
+            best_D, coefficients_D4 = _scan(design_FN4, solver_F4N, losses_DN[start : start + size])
+            for best, (level, drift, last, first) in zip(best_D % self.num_k, coefficients_D4.tolist(), strict=True):
+                growth = (first - last) / earliest if earliest else 0.0
+                found.append(self._law(observed.own, (level, drift, last, growth), float(exponents[best]), longest))
         return found
 
-    def _law(self, own: int, coefficients: np.ndarray, k: float, longest: float) -> FittedLaw:
-        level, drift, slope, growth = coefficients.tolist()
+    def _law(self, own: int, coefficients: tuple[float, float, float, float], k: float, longest: float) -> FittedLaw:
+        level, drift, slope, growth = coefficients
 
         def predict(shares: np.ndarray, tokens: np.ndarray) -> np.ndarray:
             time = np.log(tokens / longest)
-            return level + drift * time - (slope + growth * time) * box_cox(shares[:, own] + self.offset, k)
+            return level + drift * time - np.maximum(slope + growth * time, 0.0) * box_cox(shares[:, own] + self.offset, k)
 
         return FittedLaw(
             predict, {"E": level, "E_log_tokens": drift, "C": slope, "C_log_tokens": growth, "k": k, "e0": self.offset, "T0": longest}
         )
 
 
-def _scan(design_GN4: np.ndarray, solver_G4N: np.ndarray, times_U: np.ndarray, losses_DN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of the best exponent of each draw, -1 where C would be negative with every one, and its coefficients."""
-    coefficients_DG4 = np.einsum("dn,gcn->dgc", losses_DN, solver_G4N)
-    residual_DGN = losses_DN[:, None, :] - np.einsum("dgc,gnc->dgn", coefficients_DG4, design_GN4)
-    error_DG = np.einsum("dgn,dgn->dg", residual_DGN, residual_DGN)
-    falls_DG = ((coefficients_DG4[:, :, 2, None] + coefficients_DG4[:, :, 3, None] * times_U) < 0).any(axis=2)
-    error_DG = np.where(falls_DG, np.inf, error_DG)
-    best_D = np.argmax(error_DG <= error_DG.min(axis=1, keepdims=True) + TIE, axis=1)
-    rows = np.arange(len(best_D))
-    return np.where(np.isinf(error_DG[rows, best_D]), -1, best_D), coefficients_DG4[rows, best_D]
-
-
-def _without_shares(time_N: np.ndarray, losses_DN: np.ndarray) -> np.ndarray:
-    """Return the fit that no share changes, shape (D, 4)."""
-    solver_2N = np.linalg.pinv(np.stack([np.ones_like(time_N), time_N], axis=1))
-    return np.pad(np.einsum("dn,cn->dc", losses_DN, solver_2N), ((0, 0), (0, 2)))
+def _scan(design_FN4: np.ndarray, solver_F4N: np.ndarray, losses_DN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of the best fit of each draw, shape (D,), and its coefficients, shape (D, 4)."""
+    # einsum sums in one order whatever the number of draws or threads, which a matrix product does not promise
+    coefficients_DF4 = np.einsum("dn,fcn->dfc", losses_DN, solver_F4N)
+    residual_DFN = losses_DN[:, None, :] - np.einsum("dfc,fnc->dfn", coefficients_DF4, design_FN4)
+    error_DF = np.einsum("dfn,dfn->df", residual_DFN, residual_DFN)
+    error_DF[(coefficients_DF4[:, :, 2:] < 0).any(axis=2)] = np.inf
+    best_D = np.argmax(error_DF <= error_DF.min(axis=1, keepdims=True) + TIE, axis=1)
+    return best_D, coefficients_DF4[np.arange(len(best_D)), best_D]
