@@ -15,6 +15,7 @@ import pytest
 import torch
 from small_world import BATCH, SEQUENCE_LENGTH, World, mixture_of
 
+from pipelines.critical_ratio import RatioSettings, estimate_critical_ratio
 from pipelines.encoders import load_tokenizer
 from pipelines.manifests import Manifest
 from pipelines.store import Build, Store
@@ -80,6 +81,44 @@ def test_killed_runs_resume_to_the_same_bytes(world: World, base: Manifest, tmp_
     assert [json.loads(line)["step"] for line in resumed.file("metrics.jsonl").read_text().splitlines()] == list(range(10, 81, 10))
     assert output.strip() == resumed.content_sha256 == whole.content_sha256
     assert not store.verify(resumed) and not (resumed.directory / "resume").exists()
+
+
+SWEEP = "import pickle, sys; requests, store = pickle.load(open(sys.argv[1], 'rb')); [store.build(request) for request in requests]"
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_to_the_same_estimate(world: World, base: Manifest, tmp_path: Path) -> None:
+    """Killed while its second probe trains: the first is not trained again, and the estimate is that of an undisturbed sweep."""
+    requests = [world.probe(base, ratio) for ratio in (0.2, 0.5, 0.8)]
+
+    def estimate(store: Store) -> Manifest:
+        probes = tuple(store.find(request.asset, request.fingerprint()) for request in requests)
+        inputs = {"probes": probes, "windows": requests[0].inputs["windows"], "selection": world.selection}
+        settings = RatioSettings(draws=20, on_refusal="manual", ratio=0.5)
+        return store.build(Build("critical_ratio", estimate_critical_ratio, settings, inputs=inputs)).manifest
+
+    whole, killed = Store(tmp_path / "whole"), Store(tmp_path / "killed")
+    for request in requests:
+        whole.build(request)
+    place = tmp_path / "requests"
+    place.write_bytes(pickle.dumps((requests, killed)))
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    child = subprocess.Popen([sys.executable, "-c", SWEEP, str(place)], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE)
+    second = killed.root / "staging" / f"mixture_probe-{requests[1].fingerprint()}"
+    deadline = time.monotonic() + 120
+    while not any(second.glob("*")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    kept = killed.find("mixture_probe", requests[0].fingerprint())
+    assert kept is not None and killed.find("mixture_probe", requests[1].fingerprint()) is None
+    built = [killed.build(request) for request in requests]
+    assert [found.hit for found in built] == [True, False, False]
+    assert [found.manifest.content_sha256 for found in built] == [
+        whole.find("mixture_probe", request.fingerprint()).content_sha256 for request in requests
+    ]
+    assert estimate(killed).content_sha256 == estimate(whole).content_sha256
 
 
 ALONE = """
