@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
+from pipelines.cards import write_cards
 from pipelines.manifests import Check, Json, Manifest, Outcome
 from pipelines.pages import Column, Html, bar, count, decimals, number, page, paragraph, percent, section, table, text
 from pipelines.plugins import Settings
@@ -55,7 +56,10 @@ def write_report(
     verification: Manifest | None = None,
     shards: tuple[Manifest, ...] = (),
 ) -> Outcome:
-    """Write ``report.html``, which fetches nothing and runs no script; a table or plot that a manifest lacks is left out."""
+    """Write ``report.html``, which fetches nothing and runs no script, ``model_card.md`` and ``data_card.md``.
+
+    A table or plot that a manifest lacks is left out.
+    """
     corpus = (raw, cleaned, quality, toxicity, deduplicated, selection)
     measured = (windows, estimate, verification)
     made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation, sweep, decontaminated, *measured, shards)
@@ -67,6 +71,7 @@ def write_report(
     parts = "".join(section(*part) for part in placed)
     html = page(f"{settings.recipe}: report", f"{head}{answer}{_funnel(made)}{navigation}{parts}")
     (out / PAGE).write_text(html, encoding="utf-8")
+    write_cards(out, settings.recipe, settings.description, made)
     return Outcome(counts={"sections": len(placed), "tables": html.count("<table"), "plots": html.count("<img")})
 
 

@@ -46,6 +46,7 @@ LAYERS = {
     "parts": (
         *("deduplication_audits", "duplicate_index", "folding", "minhash_kernels", "register_kernel"),
         *(
+            "cards",
             "checkpoints",
             "duplicate_register",
             "explanation",

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
@@ -268,6 +269,18 @@ def test_a_refused_estimate_is_said_to_be_refused(store):
     assert "Its estimate was refused because every ratio up to 0.80 holds the tolerance." in said
     assert "The mixture has a target share of 0.680." in said
     assert list(refusal.values()) in table_of(reader, "Code")
+
+
+def test_the_cards_say_what_the_report_says(store):
+    made = report(store, full(store), recipe="a|b", description="What [it] is for")
+    model, data = (made.file(name).read_text() for name in ("model_card.md", "data_card.md"))
+    head = yaml.safe_load(model.split("---")[1])
+    assert head["model_name"] == "a|b" and head["library_name"] == "transformers"
+    assert "# a\\|b" in model and "What \\[it\\] is for" in model and "0.6804 (95 % interval 0.6579 to 0.7028)" in model
+    assert "| wiki | general |" in model and full(store)["checkpoint"].fingerprint in model
+    assert "| quality |" in data and "3,000 documents" in data and full(store)["deduplicated"].fingerprint in data
+    bare_model = report(store, bare(store)).file("model_card.md").read_text()
+    assert "None" not in model + data + bare_model
 
 
 @pytest.mark.parametrize(("held", "words"), [(True, "which holds"), (False, "which does not hold")])
