@@ -31,6 +31,7 @@ KINDS = (
     "parameterizations",
     "teachers",
     "evaluators",
+    "tasks",
 )
 """The extension folders."""
 
