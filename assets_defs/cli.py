@@ -7,6 +7,7 @@ gristmill export ASSET PARTITION DIRECTORY
 gristmill tokens export DIRECTORY --format nanotron (--recipe NAME [--role general] | --partition PARTITION)
 gristmill verify ASSET [PARTITION]
 gristmill explain ID [--recipe NAME] [--json]    why a document was kept or dropped
+gristmill promote RECIPE         make its checkpoint the champion of MLflow's registry, if its comparison passed
 """
 
 import contextlib
@@ -138,6 +139,18 @@ def explain(
     from rich.console import Console
 
     explanations.show(found, Console(width=None if sys.stdout.isatty() else 140))
+
+
+@app.command()
+def promote(recipe: Annotated[str, typer.Argument(help="A file in recipes/, without .yaml.")]) -> None:
+    """Make a recipe's pretrained checkpoint the champion of MLflow's model registry.
+
+    Refused where its comparison did not pass the check `not_worse_than_baseline`; the broken guards are named.
+    """
+    mill = _mill()
+    checkpoint, comparison = (mill.store.current(asset, recipe) for asset in ("pretrained_checkpoint", "comparison"))
+    version = mill.tracker.promote(checkpoint, comparison)
+    typer.echo(f"{checkpoint.label} is version {version} of models:/{mill.project.name}@champion")
 
 
 @app.command()

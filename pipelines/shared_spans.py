@@ -1,4 +1,4 @@
-"""Long spans of tokens that held-out windows share with training text, found by rolling hashes.
+"""Long spans of tokens that held-out windows and documents share with training text, found by rolling hashes.
 
 A span of 2**n tokens is hashed from those of half its length: ``h(2m, i) = h(m, i) * B**m + h(m, i + m)`` modulo 2**64, so n passes
 over the text hash every place of it. 64 bits decide: a false match is expected once in 2**64 / (places x spans) texts.
@@ -6,7 +6,7 @@ over the text hash every place of it. 64 bits decide: a false match is expected 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -29,9 +29,34 @@ def windows_in_training(windows_WT: np.ndarray, pools: Iterable[PassagePool]) ->
         bool, shape (W,).
     """
     spans_WS = span_hashes(windows_WT)
-    if not spans_WS.size:
-        return np.zeros(len(windows_WT), dtype=bool)
-    wanted = np.unique(spans_WS)
+    return _held(spans_WS, pools).any(axis=1)
+
+
+def tokens_in_training(documents: Sequence[np.ndarray], pools: Iterable[PassagePool]) -> np.ndarray:
+    """Return how many tokens of each document lie in a span of `SPAN` tokens that a passage of `pools` holds too.
+
+    Args:
+        documents: token ids of each document; one shorter than a span shares none.
+
+    Returns:
+        int64, shape (documents,).
+    """
+    hashes = [span_hashes(np.asarray(tokens)) for tokens in documents]
+    held = np.split(_held(np.concatenate(hashes), pools), np.cumsum([len(mine) for mine in hashes])[:-1]) if hashes else []
+    return np.asarray([_covered(spans) for spans in held], dtype=np.int64)
+
+
+def _covered(spans: np.ndarray) -> int:
+    """Return how many tokens the marked spans cover together, of the document whose spans they are."""
+    (starts,) = np.nonzero(spans)
+    return int(np.minimum(np.diff(starts), SPAN).sum()) + SPAN if len(starts) else 0
+
+
+def _held(spans: np.ndarray, pools: Iterable[PassagePool]) -> np.ndarray:
+    """Return which of the hashed `spans` a passage of `pools` holds, in their shape."""
+    if not spans.size:
+        return np.zeros(spans.shape, dtype=bool)
+    wanted = np.unique(spans)
     table = np.zeros(2**TABLE_BITS, dtype=bool)
     table[_slot(wanted)] = True
     found = np.zeros(len(wanted), dtype=bool)
@@ -40,7 +65,7 @@ def windows_in_training(windows_WT: np.ndarray, pools: Iterable[PassagePool]) ->
         places = np.searchsorted(wanted, likely)
         places[places == len(wanted)] = 0
         found[places[wanted[places] == likely]] = True
-    return found[np.searchsorted(wanted, spans_WS)].any(axis=1)
+    return found[np.searchsorted(wanted, spans)]
 
 
 def span_hashes(tokens: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.errors import GristmillError
 from pipelines.files import locked
 from pipelines.manifests import Json, Manifest
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAMETER_CHARACTERS = 500
 METRICS_PER_BATCH = 1000
+CHAMPION = "champion"
+"""The alias of the version of the registered model that passed its gate last."""
+GATE = "not_worse_than_baseline"
+"""The check of a comparison that a checkpoint is promoted by."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,59 @@ class Tracker:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(run_id)
         return run_id
+
+    def promote(self, checkpoint: Manifest, comparison: Manifest) -> str:
+        """Make `checkpoint` the champion of the registered model that is named like the experiment; return its version.
+
+        The version comes from the run of the checkpoint and names its directory. Repeated, it is the same version.
+
+        Raises:
+            GristmillError: `comparison` is of another checkpoint, its gate did not pass, or the checkpoint has no run.
+        """
+        if comparison.outcome.details.get("checkpoint") != checkpoint.fingerprint:
+            raise GristmillError(
+                f"{comparison.label} does not compare {checkpoint.label} as it stands; materialize evaluation and comparison"
+            )
+        gate = next((check for check in comparison.checks if check.name == GATE), None)
+        if gate is None or not gate.passed:
+            found = gate.description if gate else f"{comparison.label} has no check {GATE}"
+            raise GristmillError(f"{checkpoint.label} is not promoted: {found}; train it anew, or allow more under `evaluation.guards`")
+        run_id = self.recorded(checkpoint)
+        if run_id is None:
+            raise GristmillError(
+                f"{checkpoint.label} has no run on {self._uri}; materialize it in Dagster, which leaves one, and promote it then"
+            )
+        version = self._version(checkpoint, run_id)
+        self._client.set_model_version_tag(self._experiment, version, "gristmill.comparison", comparison.fingerprint)
+        self._client.set_registered_model_alias(self._experiment, CHAMPION, version)
+        return version
+
+    def _version(self, checkpoint: Manifest, run_id: str) -> str:
+        """Return the version of the registered model that `checkpoint` is, made where there is none."""
+        model_id = self._logged_model(run_id)  # before the lock, which finding the experiment takes too
+        with locked(self._home / "locks" / "mlflow"):
+            if not self._client.search_registered_models(f"name = '{self._experiment}'"):
+                self._client.create_registered_model(self._experiment)
+            for version in self._client.search_model_versions(f"run_id = '{run_id}'"):
+                if version.name == self._experiment:
+                    return str(version.version)
+            served = self._uri.startswith("http") and model_id is not None  # a server takes no path of another machine
+            made = self._client.create_model_version(
+                self._experiment,
+                f"models:/{model_id}" if served else checkpoint.directory.as_uri(),
+                run_id,
+                tags={
+                    "gristmill.fingerprint": checkpoint.fingerprint,
+                    "gristmill.path": str(checkpoint.directory),
+                    "recipe": checkpoint.partition or "",
+                },
+                model_id=model_id,
+            )
+        return str(made.version)
+
+    def _logged_model(self, run_id: str) -> str | None:
+        found = self._client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run_id}'")
+        return found[0].model_id if found else None
 
     def _record(self, manifest: Manifest) -> Path:
         server = hashlib.sha256(self._uri.encode()).hexdigest()[:12]
