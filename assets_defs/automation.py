@@ -28,7 +28,18 @@ DECIDED = (
     "probe_windows",
 )
 PROBED = ("mixture_probe",)
-TRAINED = ("critical_ratio", "verification_probe", "verified_ratio", "domain_mixture", "pretrained_checkpoint", "evaluation", "report")
+TRAINED = (
+    "critical_ratio",
+    "verification_probe",
+    "verified_ratio",
+    "domain_mixture",
+    "pretrained_checkpoint",
+    "evaluation",
+    "task_evaluation",
+    "classification",
+    "comparison",
+    "report",
+)
 
 
 def _job(name: str, assets: tuple[str, ...], description: str):  # noqa: ANN202 - dagster does not export the type

@@ -10,6 +10,8 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 from assets_defs import (  # noqa: E402
     age_splits,
     automation,
+    classification,
+    comparison,
     contamination,
     corpus,
     critical_ratio,
@@ -22,6 +24,7 @@ from assets_defs import (  # noqa: E402
     report,
     selection,
     sweeping,
+    task_evaluation,
     tokenization,
     training,
 )
@@ -43,6 +46,9 @@ ASSETS = dg.load_assets_from_modules(
         critical_ratio,
         mixture,
         evaluation,
+        task_evaluation,
+        classification,
+        comparison,
         report,
     ]
 )

@@ -42,9 +42,24 @@ def drive(name: str) -> None:
 
     with dg.DagsterInstance.get() as instance:
         reap(instance)
-        for stage, _ in STAGES:
-            _run_stage(defs, instance, stage, name, recipes[name])
+        for needed in _in_order(name, recipes):
+            for stage, _ in STAGES:
+                _run_stage(defs, instance, stage, needed, recipes[needed])
     _print_results(name, time.monotonic() - started)
+
+
+def _in_order(name: str, recipes: Mapping[str, Recipe], asked: tuple[str, ...] = ()) -> list[str]:
+    """Return the recipes that `name` is judged by or compared with, and those that they are, before `name`.
+
+    Raises:
+        GristmillError: recipes are compared with each other in a circle.
+    """
+    if name in asked:
+        raise GristmillError(f"{' -> '.join((*asked, name))}: recipes are compared in a circle; take one `evaluation.baseline` away")
+    evaluation = recipes[name].evaluation
+    others = [other for other in (evaluation.reference, evaluation.baseline) if other and other != name]
+    before = [one for other in others for one in _in_order(other, recipes, (*asked, name))]
+    return list(dict.fromkeys([*before, name]))
 
 
 def reap(instance: dg.DagsterInstance) -> None:

@@ -21,5 +21,17 @@ PROBE = dg.StaticPartitionsDefinition([key for keys in PROBES.values() for key i
 """Keys such as ``code-critical|r0.50-s0``: one probe of one recipe."""
 
 ALL = dg.AllPartitionMapping()
+
+
+def named_by(field: str, asset: str) -> dg.AssetDep:
+    """Return the dependency on `asset` of a recipe and of the other recipe that ``evaluation.FIELD`` of it names."""
+    needed: dict[str, list[str]] = {name: [name] for name in sorted(load_recipes())}
+    for name, recipe in sorted(load_recipes().items()):
+        other = getattr(recipe.evaluation, field)
+        if other in needed and name not in needed[other]:
+            needed[other].append(name)
+    return dg.AssetDep(asset, partition_mapping=dg.StaticPartitionMapping(needed))
+
+
 RECIPE_TO_PROBES = dg.StaticPartitionMapping(PROBES)
 PROBES_TO_RECIPE = dg.StaticPartitionMapping({key: name for name, keys in PROBES.items() for key in keys})

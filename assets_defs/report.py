@@ -15,6 +15,9 @@ from pipelines.store import Build
     partitions=RECIPE,
     deps=[
         "evaluation",
+        "task_evaluation",
+        "classification",
+        "comparison",
         "probe_windows",
         "critical_ratio",
         "verification_probe",
@@ -69,6 +72,9 @@ def report(mill: Mill, partition: str) -> Build:
             "mixture": current("domain_mixture"),
             "checkpoint": current("pretrained_checkpoint"),
             "evaluation": current("evaluation"),
+            "tasks": current("task_evaluation"),
+            "classification": current("classification"),
+            "comparison": current("comparison"),
         },
         audits=step.REPORT_AUDITS,
     )

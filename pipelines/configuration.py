@@ -77,6 +77,7 @@ def read_recipe(path: Path, project: Project) -> Recipe:
     wanted += [named for phase in phases for named in phase.named()]
     wanted += [("mixing_laws", name, {}) for name in recipe.mixture.laws]
     wanted += [("evaluators", recipe.evaluation.evaluator, recipe.evaluation.evaluator_settings)]
+    wanted += [("tasks", chosen.task or name, chosen.settings) for name, chosen in recipe.evaluation.tasks.items()]
     problems += _plugin_problems(where, wanted)
     problems += [
         f"{where}: mixture of a phase: unknown domain {domain!r}{suggestion(domain, recipe.domains)}"
@@ -160,10 +161,21 @@ def read_recipes(directory: Path, project: Project) -> dict[str, Recipe]:
             recipes[path.stem] = read_recipe(path, project)
         except GristmillError as error:
             problems.append(str(error))
-    _raise(problems)
+    _raise(problems or _unknown_recipes(recipes))
     if not recipes:
         raise GristmillError(f"no recipe in {directory}; a recipe is a file recipes/NAME.yaml")
     return recipes
+
+
+def _unknown_recipes(recipes: Mapping[str, Recipe]) -> list[str]:
+    """Return where a recipe names another that is not there, or that is judged by a third one itself."""
+    found = []
+    for name, recipe in recipes.items():
+        for field in ("reference", "baseline"):
+            other = getattr(recipe.evaluation, field)
+            if other is not None and other not in recipes:
+                found.append(f"{name}.yaml: evaluation.{field}: unknown recipe {other!r}{suggestion(other, recipes)}")
+    return found
 
 
 class _Loader(yaml.SafeLoader):

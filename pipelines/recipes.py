@@ -15,7 +15,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines import plugins
 from pipelines.age_splits import AgeSplitSettings
+from pipelines.classification import ClassificationSettings
 from pipelines.cleaning import CleaningSettings
+from pipelines.comparison import ComparisonSettings
 from pipelines.contamination import DecontaminationSettings, EvaluationSet, NgramSettings
 from pipelines.decisions import FilterSettings, Threshold, default_thresholds
 from pipelines.deduplication import ClusterSettings, DeduplicationSettings, SignatureSettings
@@ -31,8 +33,10 @@ from pipelines.models import ModelSettings
 from pipelines.plan import Phase, PhaseMixture, RunSettings, SampleSettings, TrainingSettings, ValidationSettings
 from pipelines.plugins import Settings
 from pipelines.probing import ProbeSettings, WindowSettings
+from pipelines.recipe_evaluation import Evaluation
 from pipelines.recipe_mixture import Mixture
 from pipelines.selection import SelectionChoices, SelectionSettings
+from pipelines.task_evaluation import TaskEvaluationSettings
 from pipelines.tokenization import PassageSettings, TokenizerSettings
 from pipelines.training import AdoptionSettings, GeneralSettings
 
@@ -206,17 +210,6 @@ class Training(RunSettings):
     """`auto` compiles where a C++ compiler is installed and the run is long enough to repay it."""
 
 
-class Evaluation(Settings):
-    """What is measured at the end."""
-
-    evaluator: str = "held_out_loss"
-    """A plugin of `evaluators/`."""
-    evaluator_settings: dict[str, Json] = Field(default_factory=dict)
-    """Settings of the evaluator."""
-    max_tokens_per_domain: int = 120_000
-    """Held-out tokens read per domain."""
-
-
 class Recipe(Settings):
     """One experiment: every decision from filters to evaluation."""
 
@@ -372,7 +365,19 @@ class Recipe(Settings):
 
     def evaluation_settings(self) -> EvaluationSettings:
         """Return what is measured at the end."""
-        return EvaluationSettings(roles=dict(self.role_of), threads=self.training.threads, **self.evaluation.model_dump())
+        return self.evaluation.measured(self.role_of, self.training.threads)
+
+    def comparison_settings(self) -> ComparisonSettings:
+        """Return what is compared with the baseline, and what must not get worse."""
+        return self.evaluation.compared(self.role_of, self.mixture.estimate.tolerance.nats)
+
+    def task_settings(self) -> TaskEvaluationSettings:
+        """Return the tasks that the checkpoint is scored on."""
+        return self.evaluation.asked(self.training.threads)
+
+    def classification_settings(self) -> ClassificationSettings:
+        """Return the labelled sets that the checkpoint is fine-tuned on."""
+        return self.evaluation.classified(threads=1)
 
     def _run(self, phases: tuple[Phase, ...], threads: int) -> dict[str, object]:
         shared = {name: getattr(self.training, name) for name in RunSettings.model_fields}

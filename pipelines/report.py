@@ -54,6 +54,9 @@ def write_report(
     windows: Manifest | None = None,
     estimate: Manifest | None = None,
     verification: Manifest | None = None,
+    tasks: Manifest | None = None,
+    classification: Manifest | None = None,
+    comparison: Manifest | None = None,
     shards: tuple[Manifest, ...] = (),
 ) -> Outcome:
     """Write ``report.html``, which fetches nothing and runs no script, ``model_card.md`` and ``data_card.md``.
@@ -61,7 +64,7 @@ def write_report(
     A table or plot that a manifest lacks is left out.
     """
     corpus = (raw, cleaned, quality, toxicity, deduplicated, selection)
-    measured = (windows, estimate, verification)
+    measured = (windows, estimate, verification, tasks, classification, comparison)
     made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation, sweep, decontaminated, *measured, shards)
     placed = [(name, f"{place} {heading}", write(made)) for place, (name, heading, write) in enumerate(SECTIONS, 1)]
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in placed)

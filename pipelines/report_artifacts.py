@@ -24,6 +24,10 @@ FORMS: dict[str, Form] = {
     **dict.fromkeys(COUNTS.split(), count),
     **dict.fromkeys(("share", "share_characters_lost", "share_before", "share_after", "share_dropped"), percent),
     **dict.fromkeys(("bits_per_byte_before", "bits_per_byte_after", "loss_before", "loss_after"), decimals(3)),
+    **dict.fromkeys(("loss_baseline", "loss_candidate", "macro_f1", "before", "after", "max_worse"), decimals(3)),
+    **dict.fromkeys(("shared_tokens", "contaminated", "items", "train_documents", "test_documents"), count),
+    **dict.fromkeys(("share_contaminated", "share_tokens"), percent),
+    "p_adjusted": decimals(4),
     **dict.fromkeys(("mean_similarity", "absorbed_similarity"), decimals(3)),
     **dict.fromkeys(("bits_per_byte_change", "loss_change"), CHANGE),
     **dict.fromkeys(
@@ -105,6 +109,9 @@ class Artifacts:
     windows: Manifest | None = None
     estimate: Manifest | None = None
     verification: Manifest | None = None
+    tasks: Manifest | None = None
+    classification: Manifest | None = None
+    comparison: Manifest | None = None
     shards: tuple[Manifest, ...] = ()
 
     def assets(self) -> Iterator[tuple[str, tuple[Manifest, ...]]]:

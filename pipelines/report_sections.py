@@ -250,7 +250,47 @@ def evaluation(made: Artifacts) -> str:
         + table(rows, columns(loss), caption="Loss, nats per token")
         + table(rows, columns(bits), caption="Bits per byte")
         + figures(plots_of(made.evaluation, "Change of"))
+        + _beside(made)
+        + folded("By snapshot, language and age", "".join(_of_group(made.evaluation, name) for name in ("snapshots", "languages", "ages")))
+        + table(rows_of(made.evaluation, "contamination"), columns(SHARED), caption="Held-out text that the training text holds too")
     )
+
+
+SHARED = "domain documents contaminated share_contaminated tokens shared_tokens share_tokens"
+COMPARED = "name documents loss_baseline loss_candidate change p_adjusted verdict"
+
+
+def _beside(made: Artifacts) -> Html:
+    """Write the comparison with the baseline, the tasks and the labelled sets, where there are any."""
+    parts = []
+    if made.comparison:
+        against = made.comparison.outcome.details.get("baseline")
+        rows = [{**row, "change": _with_interval(row, "loss_change")} for row in rows_of(made.comparison, "comparison")]
+        parts.append(table(rows, columns(COMPARED), caption=f"Compared with {against}, Holm's correction over the rows"))
+        guards = [{**row, "change": _with_interval(row, "change")} for row in rows_of(made.comparison, "guards")]
+        parts.append(table(guards, columns("guard metric change max_worse passed"), caption="Guards"))
+        parts.append(figures(plots_of(made.comparison, "Comparison:")))
+    if made.tasks:
+        rows = [{**row, "change": _with_interval(row, "change")} for row in rows_of(made.tasks, "tasks")]
+        parts.append(table(rows, columns("task items before after change"), caption="Tasks, before and after"))
+        parts.append(figures(plots_of(made.tasks, "Task")))
+    if made.classification:
+        rows = [{**row, "accuracy": _with_interval(row, "accuracy", sign=False)} for row in rows_of(made.classification, "classification")]
+        parts.append(table(rows, columns("set method accuracy macro_f1 train_documents test_documents"), caption="Labelled sets"))
+        gaps = [{**row, "accuracy": _with_interval(row, "accuracy")} for row in rows_of(made.classification, "pretrained_minus_scratch")]
+        parts.append(table(gaps, columns("set accuracy macro_f1"), caption="Pretrained minus fresh weights"))
+        parts.append(figures(plots_of(made.classification, "Accuracy:")))
+    return Html("".join(parts))
+
+
+def _of_group(found: Manifest, name: str) -> Html:
+    rows = [{**row, "change": _with_interval(row, "loss_change")} for row in rows_of(found, name)]
+    return table(rows, columns(f"{name[:-1]} role documents tokens loss_before loss_after change"), caption=words(name))
+
+
+def _with_interval(row: Mapping[str, Json], key: str, *, sign: bool = True) -> str:
+    form = decimals(3, sign=sign)
+    return f"{form(row.get(key))} [{form(row.get(f'{key}_low'))}, {form(row.get(f'{key}_high'))}]"
 
 
 def interval(row: Mapping[str, Json], key: str, form: str) -> str:

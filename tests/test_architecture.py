@@ -36,12 +36,15 @@ STEPS = (
     "mixture",
     "mixture_search",
     "evaluation",
+    "task_evaluation",
+    "classification",
+    "comparison",
     "report",
 )
 LAYERS = {
     # Each may import itself where it is a folder, and what stands in the layers below it; with exceptions under ALSO.
     "definitions": ("assets_defs",),
-    "recipes": ("configuration", "recipe_mixture", "recipes"),
+    "recipes": ("configuration", "recipe_evaluation", "recipe_mixture", "recipes"),
     "steps": STEPS,
     "parts": (
         *("deduplication_audits", "duplicate_index", "folding", "minhash_kernels", "register_kernel"),
@@ -74,6 +77,7 @@ LAYERS = {
             "shared_spans",
             "shares",
         ),
+        *("classifiers", "crossed_means", "forgetting", "held_out_facts", "labelled_sets", "paired_bootstrap"),
         *("mixture_study", "search_evidence", "search_plots", "search_rows", "share_solver", "swarm"),
         *("probe_courses", "probe_losses", "ratio_estimate", "ratio_laws", "ratio_plots", "ratio_refusals"),
         *("candidates", "odd_texts", "selection_audits", "selection_plots", "throughput", "trainer", "vocabulary"),
