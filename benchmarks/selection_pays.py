@@ -133,14 +133,20 @@ def measured(job: Mapping[str, object]) -> dict:
 
 def train(job: dict) -> dict:
     """Train in this process; return the loss of every held-out window by domain, and how often each domain's selection was read."""
+    return trained(job)[1]
+
+
+def trained(job: Mapping[str, object]) -> tuple[Run, dict]:
+    """Train in this process; return the run at its end, and what `train` returns of it."""
     started = time.process_time()
-    Path(job["out"]).mkdir()
+    out = Path(str(job["out"]))
+    out.mkdir()
     run = open_run(job)
-    run.advance(run.num_steps, Path(job["out"]), resumable=False)
-    with np.load(job["held_out"]) as windows:
+    run.advance(run.num_steps, out, resumable=False)
+    with np.load(str(job["held_out"])) as windows:
         losses = {domain: run.window_losses(windows[domain]).tolist() for domain in windows.files}
     epochs = {domain: round(times, 3) for domain, times in run.order.epochs().items()}
-    return {"losses": losses, "epochs": epochs, "cpu_seconds": time.process_time() - started}
+    return run, {"losses": losses, "epochs": epochs, "cpu_seconds": time.process_time() - started}
 
 
 def open_run(job: Mapping[str, object]) -> Run:
