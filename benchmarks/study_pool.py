@@ -92,6 +92,23 @@ class Thresholds:
             return self.project.cleaning_of(name)
         return plugins.validate(cleaning.CleaningSettings, self.project.cleaning, where=f"cleaning of {domain}")
 
+    def fitted(self, domains: Sequence[str]) -> dict[str, filter_models.FitSettings]:
+        """Return the settings of each fitted filter, the domains that it learns from being those of `domains` that are like them.
+
+        A filter that would have none is left out.
+        """
+        found = {}
+        for settings in self.project.fitted():
+            values = {key: self._here(value, domains) for key, value in settings.settings.items()}
+            plugin = cast(FittedFilter, plugins.build("filters", settings.filter, values))
+            if plugin.domains():
+                found[settings.filter] = settings.model_copy(update={"settings": values})
+        return found
+
+    def _here(self, value: Json, domains: Sequence[str]) -> Json:
+        named = isinstance(value, list) and value and {*map(str, value)} <= set(self.project.domains)
+        return [domain for domain in domains if self.like.get(domain, domain) in value] if named else value  # type: ignore[operator]
+
     def _layers(self, stage: Stage, name: str) -> list[dict]:
         own = getattr(self.project.domain(name), stage) if name in self.project.domains else {}
         if stage == "quality":
@@ -136,7 +153,10 @@ class StudyPool:
 
     def filtered(self, stage: Stage, mode: Mode, whole: Manifest) -> Manifest:
         """Return the part of `whole` that the rules of `stage` leave in `mode`."""
-        settings = FilterSettings(mode=mode, thresholds=self.thresholds.of(stage, self.domains))
+        scored = {settings.filter for settings in self._wanted(stage)}
+        thresholds = self.thresholds.of(stage, self.domains)
+        decided = {name: {r: rule for r, rule in rules.items() if r.partition(".")[0] in scored} for name, rules in thresholds.items()}
+        settings = FilterSettings(mode=mode, thresholds=decided)
         inputs = {"scores": self.scores(stage), "previous": whole}
         decided = self.store.build(Build(f"{stage}_filtered_corpus", filter_corpus, settings, mode, inputs)).manifest
         return self.part(whole, Member(manifest=decided, name="decisions.parquet"))
@@ -196,22 +216,28 @@ class StudyPool:
 
     @cached_property
     def _models(self) -> dict[str, Manifest]:
-        """The model of each fitted filter; it learns the training split of those of its domains that are there."""
+        """The model of each fitted filter that has text to learn from: the training split of its domains."""
         found = {}
-        for settings in self.thresholds.project.fitted():
-            plugin = cast(FittedFilter, plugins.build("filters", settings.filter, settings.settings))
+        for name, settings in self.thresholds.fitted(self.domains).items():
+            plugin = cast(FittedFilter, plugins.build("filters", name, settings.settings))
             wanted = [number for number, domain in enumerate(self.domains) if domain in plugin.domains()]
             inputs = {"sample": tuple(self.cleaned[n] for n in wanted), "splits": tuple(self.splits[n] for n in wanted)}
             settings = settings.model_copy(update={"files": file_hashes(plugin.files(), settings.root)})
-            module = (f"pipelines.filters.{settings.filter}",)
-            request = Build(f"filter_models.{settings.filter}", filter_models.fit_filter, settings, inputs=inputs, plugins=module)
-            found[settings.filter] = self.store.build(request).manifest
+            module = (f"pipelines.filters.{name}",)
+            request = Build(f"filter_models.{name}", filter_models.fit_filter, settings, inputs=inputs, plugins=module)
+            found[name] = self.store.build(request).manifest
         return found
 
+    def _wanted(self, stage: Stage) -> list[filtering.ScoreSettings]:
+        """Return the filters of `stage` that are scored: not those that decide nothing, nor those that nothing here can be fitted on."""
+        fitted = self.thresholds.fitted(self.domains)
+        left = {*LABELS_ALONE, *(settings.filter for settings in self.thresholds.project.fitted() if settings.filter not in fitted)}
+        found = [settings for settings in self.thresholds.project.score_settings(stage) if settings.filter not in left]
+        return [s.model_copy(update={"settings": fitted[s.filter].settings}) if s.filter in fitted else s for s in found]
+
     def _scored(self, stage: Stage, corpus: Manifest, models: Mapping[str, Manifest]) -> Manifest:
-        wanted = [settings for settings in self.thresholds.project.score_settings(stage) if settings.filter not in LABELS_ALONE]
         families = []
-        for settings in wanted:
+        for settings in self._wanted(stage):
             model = {"model": models[settings.filter]} if settings.filter in models else {}
             plugin = (f"pipelines.filters.{settings.filter}",)
             packages = plugins.load("filters", settings.filter).packages  # type: ignore[attr-defined]

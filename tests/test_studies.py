@@ -101,6 +101,15 @@ def test_a_domain_that_the_project_does_not_know_takes_the_thresholds_of_another
         Thresholds.read(ROOT / "project.yaml", ROOT / "recipes" / "toxicity-filtered.yaml", {"prose": "wikki"})
 
 
+def test_a_fitted_filter_learns_from_the_domains_that_are_like_its_own() -> None:
+    project = read_project(ROOT / "project.yaml")
+    recipe = read_recipe(ROOT / "recipes" / "toxicity-filtered.yaml", project)
+    thresholds = Thresholds(project, recipe, {"manual": "techdoc"})
+    fitted = thresholds.fitted(["manual", "wiki", "stranger"])
+    assert fitted["perplexity"].settings["good"] == ["manual", "wiki"]
+    assert thresholds.fitted(["stranger"]) == {}
+
+
 def test_a_selection_is_the_training_split_of_its_part(pool: StudyPool) -> None:
     part = pool.filtered("quality", "keep", pool.documents)
     assert trained_on(pool, part) == kept(part, "train")
@@ -311,7 +320,9 @@ def test_the_recipes_of_a_study_differ_in_what_it_studies_alone(names: tuple[str
     project = read_project(ROOT / "project.yaml")
     baseline, *others = (read_recipe(ROOT / "recipes" / f"{name}.yaml", project) for name in names)
     for other in others:
-        changed = {key for key in Recipe.model_fields if getattr(baseline, key) != getattr(other, key)}
+        compared = baseline.evaluation.model_copy(update={key: getattr(other.evaluation, key) for key in ("reference", "baseline")})
+        whole = baseline.model_copy(update={"evaluation": compared})
+        changed = {key for key in Recipe.model_fields if getattr(whole, key) != getattr(other, key)}
         assert changed == {"description", STUDIES[names]}
         assert "wikitext" in other.roles.evaluation
         if STUDIES[names] != "roles":
