@@ -12,20 +12,29 @@ from pipelines.probe_losses import ProbeLosses, ProbePoints, ProbeRun
 from pipelines.ratio_estimate import RatioEstimate
 
 NORMAL_95 = 1.96
+TICKS = 4
+"""Labels of lengths that stand beside each other."""
 PICTURES = ("critical_ratio.png", "trajectories.png", "critical_ratio_by_tokens.png")
 
 
 def plot_all(out: Path, losses: ProbeLosses, points: ProbePoints, found: RatioEstimate, ratio: float, verified: ProbeRun | None) -> None:
     """Write the three pictures; the run `verified` is in another colour."""
-    plot_ratio(out / PICTURES[0], points, found, ratio, verified)
+    plot_ratio(out / PICTURES[0], losses, points, found, ratio, verified)
     plot_trajectories(out / PICTURES[1], losses, verified)
     plot_by_tokens(out / PICTURES[2], found)
 
 
-def plot_ratio(path: Path, points: ProbePoints, found: RatioEstimate, ratio: float, verified: ProbeRun | None) -> None:
-    """Write the change of general loss against the target share: points, law, bands of the bootstrap, tolerance and ratio."""
+def plot_ratio(path: Path, losses: ProbeLosses, points: ProbePoints, found: RatioEstimate, ratio: float, verified: ProbeRun | None) -> None:
+    """Write the change of general loss against the target share: points, law, bands of the bootstrap, tolerance and ratio.
+
+    Runs that ended before `points` are hollow: they stand where they ended.
+    """
     figure, axes = new_figure()
-    grid = np.linspace(0.0, min(1.0, float(points.ratios.max(initial=0.0)) + 0.1), 101)
+    grid = np.linspace(0.0, min(1.0, float(losses.ratios.max(initial=0.0)) + 0.1), 101)
+    ended = [n for n, run in enumerate(losses.runs) if run not in points.runs]
+    if ended:
+        levels = [float(losses.course(n, "general")[1][-1]) for n in ended]
+        axes.plot(losses.ratios[ended], levels, "o", color="tab:blue", markerfacecolor="none", markersize=4, label="shorter probes")
     if found.fitted:
         drawn = _curves(found.fitted, grid, found.measured_tokens)
         axes.fill_between(grid, *np.quantile(drawn, [0.025, 0.975], axis=0), color="tab:blue", alpha=0.2, linewidth=0)
@@ -89,7 +98,8 @@ def plot_by_tokens(path: Path, found: RatioEstimate) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(sorted({*tokens.tolist(), found.tokens}))
+    shown = tokens[:: max(1, len(tokens) // 2)] if len(tokens) > TICKS else tokens
+    axes.set_xticks(sorted({*shown.tolist(), found.tokens}))
     axes.set(xlabel="tokens of continued pretraining", ylabel="critical ratio", ylim=(0.0, 1.0))
     axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
