@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 from hypothesis import given
@@ -344,6 +345,7 @@ def test_probes_are_named_by_ratio_and_seed(tmp_path: Path, project: Project) ->
         found.probe_settings("r0.20-s1")
 
 
+@hypothesis.settings(deadline=None)
 @given(
     st.lists(st.integers(0, 100), min_size=1, max_size=4, unique=True),
     st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True),
