@@ -26,7 +26,7 @@ from pipelines.errors import GristmillError
 from pipelines.manifests import Check, Json, Manifest, Member, Outcome
 from pipelines.mixing_laws import MixingLaw, two_shares
 from pipelines.probe_courses import resample
-from pipelines.probe_losses import SAME_TOKENS, ProbeLosses, ProbePoints, ProbeRun, available_tokens, read_probes
+from pipelines.probe_losses import SAME_TOKENS, ProbeLosses, ProbePoints, ProbeRun, available_tokens, read_probes, read_run
 from pipelines.ratio_estimate import (
     RatioEstimate,
     RatioSettings,
@@ -108,7 +108,7 @@ def verify_ratio(
     """
     before = json.loads(critical_ratio.file(ESTIMATED).read_text())
     measured, alone = read_probes(windows, probes), read_probes(windows, (verification,))
-    evidence = _evidence(windows, probes, verification)
+    evidence = _evidence(probes, verification)
     checked = _verification(settings, before, measured, alone)
     if not checked["held"] and settings.on_unverified == "error":
         raise GristmillError(f"the critical ratio is not verified: {_said(checked)}")
@@ -123,15 +123,15 @@ def verify_ratio(
     return _outcome(judged, result, evidence, verified=checked)
 
 
-def _evidence(windows: Manifest, probes: tuple[Manifest, ...], verification: Manifest) -> tuple[Manifest, ...]:
+def _evidence(probes: tuple[Manifest, ...], verification: Manifest) -> tuple[Manifest, ...]:
     """Return the probes with the verification: a lower bound is a measured ratio, and the same run is no further point.
 
     Where it went further than the probe of its ratio and seed it stands in its place.
     """
-    new = read_probes(windows, (verification,)).runs[0]
+    new = read_run(verification)
     found = []
     for probe in probes:
-        run = read_probes(windows, (probe,)).runs[0]
+        run = read_run(probe)
         same = math.isclose(run.ratio, new.ratio) and run.seed == new.seed
         if same and new.tokens <= SAME_TOKENS * run.tokens:
             return probes

@@ -221,7 +221,7 @@ def read_probes(windows: Manifest, probes: tuple[Manifest, ...]) -> ProbeLosses:
     if not probes:
         raise GristmillError("no probe to estimate the critical ratio from; give `mixture.ratios` three ratios below 1")
     held = _read_windows(windows)
-    found = sorted(((_read_run(probe), probe) for probe in probes), key=lambda pair: (pair[0].ratio, pair[0].seed, pair[0].name))
+    found = sorted(((read_run(probe), probe) for probe in probes), key=lambda pair: (pair[0].ratio, pair[0].seed, pair[0].name))
     rows = [_read_losses(probe, held) for _, probe in found]
     tokens_A = _points(np.concatenate([tokens for tokens, _, _ in rows]))
     deltas_NAW = np.full((len(found), len(tokens_A), len(held.keys)), np.nan)
@@ -284,7 +284,8 @@ def _read_windows(windows: Manifest) -> Windows:
     return held
 
 
-def _read_run(probe: Manifest) -> ProbeRun:
+def read_run(probe: Manifest) -> ProbeRun:
+    """Return which run a probe is, from its ``probe.json`` alone."""
     said: Mapping[str, object] = json.loads(probe.file("probe.json").read_text())
     stopped = said.get("stopped")
     return ProbeRun(

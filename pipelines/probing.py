@@ -163,9 +163,9 @@ def train_probe(
         GristmillError: the settings name no mixture.
         EmptyInput: a role that is to be read has no selected passage.
     """
-    run = Run(settings, probe_shares(settings, selection), selection, shards, tokenizer, base)
     name = f"m{settings.swarm.number:02d}-s{settings.seed}" if settings.swarm else None
-    return _measured_run(settings, run, out, windows, name=name)
+    shares = probe_shares(settings, selection)
+    return _measured_run(settings, Run(settings, shares, selection, shards, tokenizer, base), shares, out, windows, name=name)
 
 
 def train_verification(
@@ -183,8 +183,8 @@ def train_verification(
     found = json.loads(critical_ratio.file("critical_ratio.json").read_text())
     wanted = {"ratio": None, "shares": found["shares"]} if found.get("shares") else {"ratio": found["ratio"]}
     chosen = settings.model_copy(update=wanted)
-    run = Run(chosen, probe_shares(chosen, selection), selection, shards, tokenizer, base)
-    return _measured_run(chosen, run, out, windows, name="verification")
+    shares = probe_shares(chosen, selection)
+    return _measured_run(chosen, Run(chosen, shares, selection, shards, tokenizer, base), shares, out, windows, name="verification")
 
 
 def probe_shares(settings: ProbeSettings, selection: tuple[Member, ...]) -> dict[str, float]:
@@ -203,11 +203,13 @@ def probe_shares(settings: ProbeSettings, selection: tuple[Member, ...]) -> dict
     return mixed_shares(role_shares(selection), settings.ratio)
 
 
-def _measured_run(settings: ProbeSettings, run: Run, out: Path, windows: Manifest, *, name: str | None) -> Outcome:
-    """Train `run` to its end, measuring on the way, and write what was measured."""
+def _measured_run(
+    settings: ProbeSettings, run: Run, shares: Mapping[str, float], out: Path, windows: Manifest, *, name: str | None
+) -> Outcome:
+    """Train `run`, which reads `shares`, to its end, measuring on the way, and write what was measured."""
     started = time.process_time()
     held = _Measured(windows)
-    target, shares = set(role_shares(run.selection).get("target", {})), probe_shares(settings, run.selection)
+    target = set(role_shares(run.selection).get("target", {}))
     ratio = sum(share for domain, share in shares.items() if domain in target) if settings.ratio is None else settings.ratio
     point = {"probe": name or f"r{ratio:.2f}-s{settings.seed}", "ratio": ratio, "seed": settings.seed}
     tables, stopped = [], None
