@@ -39,6 +39,7 @@ from pipelines.ratio_estimate import (
 from pipelines.ratio_laws import fits, number
 from pipelines.ratio_plots import PICTURES, plot_all
 from pipelines.ratio_refusals import Evidence, lasting_ratio, refusals, warnings
+from pipelines.rounding import rounded
 from pipelines.store import advisory
 
 ESTIMATED = "critical_ratio.json"
@@ -309,7 +310,7 @@ def _outcome(
     seconds = [probe.outcome.metrics.get("cpu_seconds") for probe in probes]
     if all(value is not None for value in seconds):
         metrics["cpu_seconds"] = math.fsum(value for value in seconds if value is not None)
-    tables = {name: _rounded(result[name]) for name in ("points", "laws", "by_tokens", "stability")}  # type: ignore[arg-type]
+    tables = {name: rounded(result[name]) for name in ("points", "laws", "by_tokens", "stability")}  # type: ignore[arg-type]
     return Outcome(
         counts={
             "probes": len(judged.losses.runs),
@@ -323,7 +324,7 @@ def _outcome(
             "refusals": judged.refusals,
             "warnings": judged.warnings,
             **tables,
-            **({"verification": _rounded([dict(verified)])} if verified else {}),
+            **({"verification": rounded([dict(verified)])} if verified else {}),
         },
         plots=PICTURES,
         details={"decision": judged.decision, **({"verified": verified["held"]} if verified else {})},
@@ -331,10 +332,6 @@ def _outcome(
 
 
 VERIFIED_LOSSES = (("general", "measured_general_delta"), ("target", "target_delta"))
-
-
-def _rounded(rows: list[dict[str, Json]]) -> list[dict[str, Json]]:
-    return [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
 
 
 def _write(path: Path, result: Mapping[str, Json]) -> None:

@@ -29,6 +29,7 @@ from pipelines.models import denormals_flushed, load_checkpoint, set_up_torch
 from pipelines.paired_bootstrap import PairedLosses, paired_change
 from pipelines.plots import new_figure, save_figure
 from pipelines.plugins import Settings
+from pipelines.rounding import rounded
 from pipelines.shards import HeldOutDocuments, held_out_documents
 from pipelines.store import advisory
 
@@ -109,7 +110,7 @@ def evaluate(
         metrics={
             f"{row['domain'].replace(' ', '_')}_{key}": row[key] for row in rows for key in ("bits_per_byte_before", "bits_per_byte_after")
         },
-        tables={"held_out" if name == "domains" else name: [_rounded(row) for row in found] for name, found in record.items() if found},
+        tables={"held_out" if name == "domains" else name: rounded(found) for name, found in record.items() if found},
         plots=("held_out_loss.png",),
     )
 
@@ -194,10 +195,6 @@ def _compare(settings: EvaluationSettings, name: str, role: str, table: pa.Table
         "bits_per_byte_change_low": found.bits.low,
         "bits_per_byte_change_high": found.bits.high,
     }
-
-
-def _rounded(row: Mapping[str, float | int | str]) -> dict[str, Json]:
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 
 
 def _plot(path: Path, rows: list[Row]) -> None:

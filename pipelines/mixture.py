@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from pipelines.data_order import DomainMixture, Exhaustion
@@ -27,6 +25,8 @@ from pipelines.manifests import Check, Json, Manifest, Member, Outcome
 from pipelines.plan import PhaseMixture
 from pipelines.plots import new_figure, save_figure
 from pipelines.plugins import Settings
+from pipelines.rounding import rounded
+from pipelines.shares import role_tokens
 from pipelines.store import advisory
 
 ROLES: tuple[Literal["general", "target"], ...] = ("general", "target")
@@ -84,7 +84,8 @@ def mix_domains(settings: MixtureSettings, out: Path, *, critical_ratio: Manifes
     Raises:
         EmptyInput: a role or a domain that is to be read has no selected passage.
     """
-    available = _selected_tokens(selection)
+    selected = role_tokens(selection)
+    available = {role: selected.get(role, {}) for role in ROLES}
     wanted = _wanted(settings, _measured(critical_ratio), available)
     mixture = _capped(settings, wanted, available) if settings.on_exhausted == "cap" else wanted
     reading = _read(settings, mixture, {domain: tokens for found in available.values() for domain, tokens in found.items()})
@@ -111,7 +112,7 @@ def mix_domains(settings: MixtureSettings, out: Path, *, critical_ratio: Manifes
     return Outcome(
         counts={"domains": len(rows), "tokens": settings.tokens},
         metrics={"target_share": planned["target"], "max_epochs": max(row["epochs"] for row in rows)},
-        tables={"domains": _rounded(rows)},
+        tables={"domains": rounded(rows)},
         plots=("mixture.png",),
         details={name: found[name] for name in ("repeated", "exhausted", "limited_at_tokens", "ends_at_tokens")},
     )
@@ -121,13 +122,6 @@ def _measured(critical_ratio: Manifest) -> dict[str, Json]:
     names = {entry.path for entry in critical_ratio.files}
     name = "verified_ratio.json" if "verified_ratio.json" in names else "critical_ratio.json"
     return json.loads(critical_ratio.file(name).read_text(encoding="utf-8"))
-
-
-def _selected_tokens(selection: tuple[Member, ...]) -> dict[str, dict[str, int]]:
-    """Return, by role, the selected tokens of each domain."""
-    table = pa.concat_tables([pq.read_table(member.path, columns=["role", "domain", "tokens", "selected"]) for member in selection])
-    rows = table.filter(table["selected"]).group_by(["role", "domain"]).aggregate([("tokens", "sum")]).sort_by("domain").to_pylist()
-    return {role: {row["domain"]: row["tokens_sum"] for row in rows if row["role"] == role} for role in ROLES}
 
 
 def _wanted(settings: MixtureSettings, measured: Mapping[str, Json], available: Mapping[str, Mapping[str, int]]) -> DomainMixture:
@@ -260,10 +254,6 @@ def _limited_at(settings: MixtureSettings, wanted: DomainMixture, available: Map
     """Return the tokens beyond which a run at the wanted shares reads a domain of `available` more than `max_epochs` times."""
     budgets = [settings.max_epochs * tokens / wanted.shares[domain] for domain, tokens in available.items() if domain in wanted.shares]
     return round(min(budgets)) if budgets else None
-
-
-def _rounded(rows: list[dict[str, Json]]) -> list[dict[str, Json]]:
-    return [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
 
 
 def _plot_shares(path: Path, rows: list[dict[str, Json]]) -> None:

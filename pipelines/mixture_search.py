@@ -28,9 +28,10 @@ from pipelines.mixture_study import (
     selected_tokens,
     study_swarm,
 )
+from pipelines.rounding import rounded
 from pipelines.search_evidence import Row, refusals_of, warnings_of
 from pipelines.search_plots import plot_fits, plot_guards
-from pipelines.search_rows import PLAN_ERROR, SAME_MIXTURE, result_of, rounded, tables_of
+from pipelines.search_rows import PLAN_ERROR, SAME_MIXTURE, result_of, tables_of
 from pipelines.store import advisory
 from pipelines.swarm import Swarm, read_swarm, rounded_shares
 

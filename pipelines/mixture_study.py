@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from pipelines import plugins
@@ -20,6 +18,7 @@ from pipelines.manifests import Member
 from pipelines.mixing_laws import FittedLaw, MixingLaw
 from pipelines.plugins import Settings
 from pipelines.share_solver import Optimum, Problem, best_mixture, nearest_mixture
+from pipelines.shares import role_tokens
 from pipelines.swarm import DomainFit, Swarm, bootstrap_fits, fit_domain, fitted_probes, fold_error
 
 AUTOMATIC = ("exponential", "trees")
@@ -115,9 +114,8 @@ class Question:
 
 def selected_tokens(selection: Sequence[Member]) -> dict[str, tuple[str, int]]:
     """Return role and selected tokens of each domain, sorted by name."""
-    table = pa.concat_tables([pq.read_table(member.path, columns=["role", "domain", "tokens", "selected"]) for member in selection])
-    rows = table.filter(table["selected"]).group_by(["role", "domain"]).aggregate([("tokens", "sum")]).to_pylist()
-    return {row["domain"]: (row["role"], row["tokens_sum"]) for row in sorted(rows, key=lambda row: row["domain"])}
+    found = {domain: (role, count) for role, tokens in role_tokens(selection).items() for domain, count in tokens.items()}
+    return dict(sorted(found.items()))
 
 
 def ask(settings: SearchSettings, selected: Mapping[str, tuple[str, int]], swarm: Swarm) -> Question:

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from pipelines.errors import GristmillError
 from pipelines.manifests import Manifest, Member
 from pipelines.plugins import Settings
+from pipelines.shares import role_tokens
 
 SAME_TOKENS = 1.02
 """Points of training no further apart than this factor are one: runs of other lengths end on other whole steps."""
@@ -232,13 +233,7 @@ def read_probes(windows: Manifest, probes: tuple[Manifest, ...]) -> ProbeLosses:
 
 def available_tokens(selection: tuple[Member, ...]) -> dict[str, int]:
     """Return the selected tokens of each role."""
-    import duckdb
-
-    rows = duckdb.sql(
-        "select role, sum(tokens) from read_parquet($paths) where selected group by all order by all",
-        params={"paths": [str(member.path) for member in selection]},
-    ).fetchall()
-    return {role: int(tokens) for role, tokens in rows}
+    return {role: sum(tokens.values()) for role, tokens in role_tokens(selection).items()}
 
 
 def stratified_errors(deltas_NW: np.ndarray, stratum_W: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.manifests import Json
 from pipelines.mixture_study import Study, best_measured
+from pipelines.rounding import rounded
 from pipelines.search_evidence import Row, measured_objective
 from pipelines.share_solver import Optimum
 from pipelines.swarm import Swarm, rounded_shares
@@ -201,8 +202,3 @@ def _flat(row: Mapping[str, Json]) -> dict[str, Json]:
     plain = {name: value for name, value in row.items() if name not in ("shares", "deltas")}
     shares = {f"share of {domain}": share for domain, share in row["shares"].items()}  # type: ignore[union-attr]
     return {**plain, **shares, **{f"change of {domain}": delta for domain, delta in row["deltas"].items()}}  # type: ignore[union-attr]
-
-
-def rounded(rows: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
-    """Return `rows` with numbers of four decimals."""
-    return [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipelines.errors import EmptyInput
 from pipelines.manifests import Member
 
 
-def role_shares(selection: tuple[Member, ...]) -> dict[str, dict[str, float]]:
+def role_tokens(selection: Sequence[Member]) -> dict[str, dict[str, int]]:
+    """Return, by role, the selected tokens of each domain, sorted."""
+    import duckdb
+
+    query = "select role, domain, sum(tokens)::bigint from read_parquet($paths) where selected group by all order by all"
+    found: dict[str, dict[str, int]] = {}
+    for role, domain, tokens in duckdb.sql(query, params={"paths": [str(member.path) for member in selection]}).fetchall():
+        found.setdefault(role, {})[domain] = tokens
+    return found
+
+
+def role_shares(selection: Sequence[Member]) -> dict[str, dict[str, float]]:
     """Return, by role, each domain's share of the selected tokens of that role."""
-    rows = _selected_tokens(selection)
-    totals: dict[str, int] = {}
-    for role, _, tokens in rows:
-        totals[role] = totals.get(role, 0) + tokens
-    return {role: {d: t / totals[role] for r, d, t in rows if r == role} for role in totals}
+    found = role_tokens(selection)
+    return {role: {domain: count / sum(tokens.values()) for domain, count in tokens.items()} for role, tokens in found.items()}
 
 
 def mixed_shares(by_role: Mapping[str, Mapping[str, float]], ratio: float) -> dict[str, float]:
@@ -31,14 +39,6 @@ def mixed_shares(by_role: Mapping[str, Mapping[str, float]], ratio: float) -> di
     return dict(sorted(shares.items()))
 
 
-def domain_tokens(selection: tuple[Member, ...]) -> dict[str, int]:
+def domain_tokens(selection: Sequence[Member]) -> dict[str, int]:
     """Return the selected tokens of each domain."""
-    return {domain: tokens for _, domain, tokens in _selected_tokens(selection)}
-
-
-def _selected_tokens(selection: tuple[Member, ...]) -> list[tuple[str, str, int]]:
-    """Return role, domain and selected tokens."""
-    import duckdb
-
-    query = "select role, domain, sum(tokens)::bigint from read_parquet($paths) where selected group by all order by all"
-    return duckdb.sql(query, params={"paths": [str(member.path) for member in selection]}).fetchall()
+    return {domain: count for tokens in role_tokens(selection).values() for domain, count in tokens.items()}

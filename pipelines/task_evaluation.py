@@ -38,6 +38,7 @@ from pipelines.manifests import Check, Json, Manifest, Outcome
 from pipelines.models import denormals_flushed, load_checkpoint, set_up_torch
 from pipelines.plots import new_figure, save_figure
 from pipelines.plugins import Settings, build, load
+from pipelines.rounding import rounded
 from pipelines.store import advisory
 from pipelines.tasks import ITEM_SCHEMA, LOWER_IS_BETTER, Task
 
@@ -125,7 +126,7 @@ def evaluate_tasks(settings: TaskEvaluationSettings, out: Path, *, base: Manifes
     return Outcome(
         counts={"items": len(_distinct(items, ("task", "group", "item"))), "groups": len(_distinct(items, ("task", "group")))},
         metrics={_metric_name(row, when): cast(float, row[when]) for row in whole for when in ("before", "after")},
-        tables={"tasks": [_rounded(row) for row in whole], "groups": [_rounded(row) for row in rows if row["group"] != ALL_GROUPS]},
+        tables={"tasks": rounded(whole), "groups": rounded(row for row in rows if row["group"] != ALL_GROUPS)},
         plots=tuple(_plot(out, task, rows) for task in dict.fromkeys(str(row["task"]) for row in rows)),
     )
 
@@ -234,10 +235,6 @@ def _overall(rows: Sequence[Row]) -> list[Row]:
 
 def _metric_name(row: Row, when: str) -> str:
     return re.sub(r"[^\w./-]+", "_", f"{row['task']}_{row['metric']}_{when}")
-
-
-def _rounded(row: Row) -> Row:
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 
 
 def _plot(out: Path, task: str, rows: Sequence[Row]) -> str:

@@ -102,6 +102,7 @@ LAYERS = {
         "plots",
         "plugins",
         "progress",
+        "rounding",
         "row_groups",
         "stream_kernels",
         "token_bytes",
