@@ -5,6 +5,7 @@ the audit runs on what was staged, before it is published, so a failed audit is 
 One run may hold many partitions; they are mapped over processes, and each gets its own materialization event.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,18 +83,23 @@ def mill_asset(
             dagster_type=dg.Nothing,
         )
         def materialize(context: AssetExecutionContext, mill: MillResource) -> Iterator[Any]:
-            yield from _materialize(context, mill.open(), request, [audit_name(audit) for audit in audits], isolate=training or isolate)
+            with contextlib.ExitStack() as held:
+                checks = [audit_name(audit) for audit in audits]
+                yield from _materialize(context, mill.open(), request, checks, held, isolate=training or isolate)
 
         return materialize
 
     return wrap
 
 
-def _materialize(context: AssetExecutionContext, mill: Mill, request: Request, checks: Sequence[str], *, isolate: bool) -> Iterator[Any]:
+def _materialize(
+    context: AssetExecutionContext, mill: Mill, request: Request, checks: Sequence[str], held: contextlib.ExitStack, *, isolate: bool
+) -> Iterator[Any]:
+    """Build the partitions and yield their events; what they are made from is kept from housekeeping until `held` is left."""
     partitions = list(context.partition_keys) if context.has_partition_key_range or context.has_partition_key else [None]
     asset = context.asset_key.to_user_string()
     try:
-        builds = [request(mill, str(key) if key else None) for key in partitions]
+        builds = held.enter_context(mill.store.requested(lambda: [request(mill, str(key) if key else None) for key in partitions]))
     except GristmillError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     done: list[tuple[Built, str | None]] = []

@@ -5,6 +5,7 @@
     <root>/staging/<asset>-<fingerprint>/       being written, or left by a killed process
     <root>/rejected/<asset>-<fingerprint>/      the last attempt that failed its audit
     <root>/locks/                               one writer per artifact
+    <root>/leases/                              what living processes read and write: `pipelines.leases`
 
 Asking again for what is published is a hit and costs one small read.
 """
@@ -28,6 +29,7 @@ from urllib.parse import quote, unquote
 from pipelines.code_version import code_version, installed_version
 from pipelines.errors import GristmillError, MissingArtifact, OutOfSpace
 from pipelines.files import is_out_of_space, locked, sync
+from pipelines.leases import Address, Leases
 from pipelines.manifests import (
     MANIFEST_NAME,
     Check,
@@ -38,9 +40,11 @@ from pipelines.manifests import (
     Outcome,
     fingerprint,
     read_manifest,
+    sealed,
     sha256_file,
 )
 from pipelines.plugins import Settings
+from pipelines.verification import faults_of
 
 Input = "Manifest | Member | Build"
 """A published artifact, one file of it, or a request that is built first."""
@@ -119,6 +123,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
+        self.leases = Leases(self.root)
 
     def directory(self, asset: str, address: str) -> Path:
         """Return where the artifact with fingerprint `address` lies or would lie."""
@@ -161,14 +166,33 @@ class Store:
         """
         started = time.perf_counter()
         address = request.fingerprint()
-        if self.find(request.asset, address) is None:
-            request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
-        with self._room(request), locked(self.root / "locks" / f"{request.asset}-{address}"):
-            found = self.find(request.asset, address)
-            manifest = found or self._compute(request, address)
-            manifest = manifest.for_partition(request.partition)
-            self._point(request.asset, request.partition, address)
-        return Built(manifest, hit=found is not None, seconds=time.perf_counter() - started)
+        with self._room(request):
+            found = self._hit(request, address)
+            manifest, hit = (found, True) if found else self._made(request, address)
+        return Built(manifest.for_partition(request.partition), hit=hit, seconds=time.perf_counter() - started)
+
+    @contextlib.contextmanager
+    def requested(self, request: Callable[[], Sequence[Build]]) -> Iterator[Sequence[Build]]:
+        """Yield the requests that `request` returns; inside, no housekeeping removes what they name, whatever pointers do."""
+        with self.leases.taken(request, lambda builds: _addresses(builds)) as builds:
+            yield builds
+
+    def _hit(self, request: Build, address: str) -> Manifest | None:
+        with self.leases.looking():
+            if found := self.find(request.asset, address):
+                self._point(request.asset, request.partition, address)
+        return found
+
+    def _made(self, request: Build, address: str) -> tuple[Manifest, bool]:
+        """Return the artifact, computed here or meanwhile by another process, and whether it was another."""
+        with self.requested(lambda: [request]):
+            if self.find(request.asset, address) is None:
+                request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
+            with locked(self.root / "locks" / Address(request.asset, address).name):
+                found = self.find(request.asset, address)
+                manifest = found or self._compute(request, address)
+                self._point(request.asset, request.partition, address)
+        return manifest, found is not None
 
     def _built(self, value: Input | tuple[Input, ...]) -> Input | tuple[Input, ...]:
         if isinstance(value, tuple):
@@ -176,15 +200,8 @@ class Store:
         return self.build(value).manifest if isinstance(value, Build) else value
 
     def verify(self, manifest: Manifest) -> list[str]:
-        """Re-hash every file of `manifest`; return one line per file that is missing or differs."""
-        faults = []
-        for entry in manifest.files:
-            path = manifest.directory / entry.path
-            if not path.exists():
-                faults.append(f"{manifest.label}: {entry.path} is missing")
-            elif sha256_file(path) != entry.sha256:
-                faults.append(f"{manifest.label}: {entry.path} differs from its recorded SHA-256")
-        return faults
+        """Re-hash every file of `manifest`; return one line per fault, as `pipelines.verification` finds them."""
+        return [str(fault) for fault in faults_of(manifest.directory, label=manifest.label)]
 
     def _compute(self, request: Build, address: str) -> Manifest:
         staging = self.root / "staging" / f"{request.asset}-{address}"
@@ -222,7 +239,8 @@ class Store:
         ).at(staging)
 
     def _publish(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
-        (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        manifest, content = sealed(manifest)
+        (staging / MANIFEST_NAME).write_bytes(content)
         for path in staging.rglob("*"):
             sync(path)
         sync(staging)
@@ -296,6 +314,21 @@ def _clear(staging: Path, *, kept: str | None) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with contextlib.suppress(OSError):
         staging.rmdir()
+
+
+def _addresses(builds: Sequence[Build]) -> set[Address]:
+    """Return everything that `builds` name: what they ask for, their inputs, and those of inputs that are requests themselves."""
+    found: set[Address] = set()
+    pending = list(builds)
+    while pending:
+        build = pending.pop()
+        own = Address(build.asset, build.fingerprint())
+        if own in found:
+            continue
+        inputs = [value for many in build.inputs.values() for value in _many(many)]
+        found |= {own, *(Address(r.asset, r.fingerprint) for r in (value.reference() for value in inputs if not isinstance(value, Build)))}
+        pending += [value for value in inputs if isinstance(value, Build)]
+    return found
 
 
 def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:
