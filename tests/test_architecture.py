@@ -73,6 +73,7 @@ LAYERS = {
             "run_records",
             "run_summary",
             "run_watch",
+            "seen_documents",
             "shards",
             "shared_spans",
             "shares",
@@ -83,7 +84,7 @@ LAYERS = {
         *("candidates", "odd_texts", "selection_audits", "selection_plots", "throughput", "trainer", "vocabulary"),
     ),
     "plugins": plugins.KINDS,
-    "store": ("leases", "store", "tracking", "verification"),
+    "store": ("leases", "lineage", "store", "tracking", "verification"),
     "shared": (
         "batch",
         "code_version",
