@@ -84,7 +84,7 @@ LAYERS = {
         *("candidates", "odd_texts", "selection_audits", "selection_plots", "throughput", "trainer", "vocabulary"),
     ),
     "plugins": plugins.KINDS,
-    "store": ("leases", "lineage", "store", "tracking", "verification"),
+    "store": ("housekeeping", "leases", "lineage", "pins", "store", "tracking", "verification"),
     "shared": (
         "batch",
         "code_version",
