@@ -40,6 +40,7 @@ STEPS = (
     "classification",
     "comparison",
     "report",
+    "recipes_report",
 )
 LAYERS = {
     # Each may import itself where it is a folder, and what stands in the layers below it; with exceptions under ALSO.
@@ -51,11 +52,13 @@ LAYERS = {
         *(
             "cards",
             "checkpoints",
+            "compared_rows",
             "duplicate_register",
             "explanation",
             "filter_tables",
             "minhash",
             "ngrams",
+            "page_reader",
             "pages",
             "report_artifacts",
             "report_sections",
