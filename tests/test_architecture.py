@@ -117,6 +117,7 @@ ALSO = {
     ("evaluators", "shards"),  # an evaluator reads held-out documents as the shards lay them out
     ("sources", "token_formats"),  # token files of other trainers are decoded to text
     ("objectives", "teachers"),  # a teacher in memory gives the soft targets of a loss
+    ("tasks", "filters"),  # what a model writes is judged by the toxicity filter
     ("set_functions", "embedders"),  # the integer grid of the embeddings
 }
 SIDEWAYS = {"recipes", "parts", "store", "shared"}
