@@ -66,15 +66,16 @@ def recipes() -> None:
 
 @app.command()
 def export(
-    asset: Annotated[str, typer.Argument(help="raw_corpus or cleaned_corpus, or deduplicated_corpus for what a recipe keeps.")],
+    asset: Annotated[
+        str, typer.Argument(help="raw_corpus or cleaned_corpus, deduplicated_corpus for what a recipe keeps, or pretrained_checkpoint.")
+    ],
     partition: Annotated[str, typer.Argument(help="A source partition such as 'wiki|2026-01-01', or a recipe.")],
-    directory: Annotated[Path, typer.Argument(help="Where the `datasets` folder is written; must not exist.")],
+    directory: Annotated[Path, typer.Argument(help="Where the folder is written; must not exist.")],
 ) -> None:
-    """Write a corpus as a folder that `datasets.load_from_disk` opens."""
+    """Write a corpus as a folder that `datasets` opens, or a checkpoint as one that `transformers` opens, with its model and data card."""
     from assets_defs.exports import export_partition
 
-    count = export_partition(_mill(), asset, partition, directory)
-    typer.echo(f"{count:,} documents in {directory}; open with datasets.load_from_disk({str(directory)!r})")
+    typer.echo(export_partition(_mill(), asset, partition, directory))
 
 
 @tokens.command("export")

@@ -41,6 +41,7 @@ from pipelines.manifests import (
     sha256_file,
 )
 from pipelines.plugins import Settings
+from pipelines.spending import Meter
 
 Input = "Manifest | Member | Build"
 """A published artifact, one file of it, or a request that is built first."""
@@ -192,9 +193,9 @@ class Store:
             shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir(parents=True, exist_ok=True)
-            started, clock = datetime.now(UTC), time.perf_counter()
+            started, meter = datetime.now(UTC), Meter()
             outcome = request.step(request.settings, staging, **request.inputs)
-            manifest = self._draft(request, address, staging, outcome, started, time.perf_counter() - clock)
+            manifest = self._draft(request, address, staging, outcome, started, meter.spent())
             manifest = manifest.model_copy(update={"checks": tuple(_audited(audit, manifest) for audit in request.audits)}).at(staging)
             if any(check.blocking and not check.passed for check in manifest.checks):
                 raise AuditFailed(self._reject(manifest, staging, address))
@@ -204,7 +205,9 @@ class Store:
                 _clear(staging, kept=RESUME if request.resumable else None)
             raise
 
-    def _draft(self, request: Build, address: str, staging: Path, outcome: Outcome, started: datetime, seconds: float) -> Manifest:
+    def _draft(
+        self, request: Build, address: str, staging: Path, outcome: Outcome, started: datetime, spent: Mapping[str, float]
+    ) -> Manifest:
         files = tuple(
             FileEntry(path=path.relative_to(staging).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))
             for path in sorted(p for p in staging.rglob("*") if p.is_file() and p != staging / MANIFEST_NAME)
@@ -218,7 +221,7 @@ class Store:
             inputs=request.references(),
             files=files,
             outcome=outcome,
-            provenance=_provenance(started, seconds, request.packages),
+            provenance=_provenance(started, spent, request.packages),
         ).at(staging)
 
     def _publish(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
@@ -310,11 +313,11 @@ def _pointed_at(pointer: Path) -> str:
         return "damaged"
 
 
-def _provenance(started: datetime, seconds: float, packages: Sequence[str]) -> dict[str, Json]:
+def _provenance(started: datetime, spent: Mapping[str, float], packages: Sequence[str]) -> dict[str, Json]:
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
         "started": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
+        **spent,
         "peak_memory_bytes": max(item.ru_maxrss for item in usage) * 1024,
         "python": platform.python_version(),
         "machine": platform.machine(),

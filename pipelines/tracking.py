@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAMETER_CHARACTERS = 500
 METRICS_PER_BATCH = 1000
+PAGES = (".html", ".md")
+"""Endings of the files that MLflow shows as they are."""
 CHAMPION = "champion"
 """The alias of the version of the registered model that passed its gate last."""
 GATE = "not_worse_than_baseline"
@@ -94,8 +96,8 @@ class Tracker:
         for first in range(METRICS_PER_BATCH, len(metrics), METRICS_PER_BATCH):
             self._client.log_batch(run_id, metrics[first : first + METRICS_PER_BATCH])
         self._log_datasets(run_id, manifest)
-        for plot in manifest.outcome.plots:
-            self._client.log_artifact(run_id, str(manifest.directory / plot))
+        for name in (*manifest.outcome.plots, *(entry.path for entry in manifest.files if entry.path.endswith(PAGES))):
+            self._client.log_artifact(run_id, str(manifest.directory / name))
         if (manifest.directory / "config.json").exists():
             self._log_model(run_id, manifest)
         self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED), end_time=started + int(seconds * 1000))

@@ -107,6 +107,7 @@ LAYERS = {
         "progress",
         "rounding",
         "row_groups",
+        "spending",
         "stream_kernels",
         "token_bytes",
         "words",
