@@ -182,6 +182,7 @@ def ui(
         tracking,
     ]
     dagster = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, a shell has it ignored, and children would too
     typer.echo(f"Dagster: http://127.0.0.1:{port}   MLflow: http://127.0.0.1:{mlflow_port}   (Ctrl-C stops both)")
     children = [subprocess.Popen(command, env=environment, start_new_session=True) for command in (mlflow, dagster)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
