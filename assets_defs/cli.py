@@ -161,10 +161,11 @@ def ui(
 ) -> None:
     """Start `dagster dev` and the MLflow UI on 127.0.0.1; Ctrl-C stops both."""
     from assets_defs.resources import home_directory, root_directory
+    from pipelines.tracking import tracking_uri
 
     home = home_directory()
     home.mkdir(parents=True, exist_ok=True)
-    tracking = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    tracking = tracking_uri(home)
     environment = {**os.environ, "GRISTMILL_MLFLOW_UI": f"http://127.0.0.1:{mlflow_port}", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment.setdefault("DAGSTER_HOME", str(root_directory()))
     mlflow = [
