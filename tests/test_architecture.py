@@ -45,7 +45,7 @@ STEPS = (
 LAYERS = {
     # Each may import itself where it is a folder, and what stands in the layers below it; with exceptions under ALSO.
     "definitions": ("assets_defs",),
-    "recipes": ("configuration", "recipe_evaluation", "recipe_mixture", "recipes"),
+    "recipes": ("configuration", "recipe_checks", "recipe_evaluation", "recipe_mixture", "recipes", "settings_files"),
     "steps": STEPS,
     "parts": (
         *("deduplication_audits", "duplicate_index", "folding", "minhash_kernels", "register_kernel"),
