@@ -7,6 +7,7 @@ gristmill export ASSET PARTITION DIRECTORY
 gristmill tokens export DIRECTORY --format nanotron (--recipe NAME [--role general] | --partition PARTITION)
 gristmill verify ASSET [PARTITION]
 gristmill explain ID [--recipe NAME] [--json]    why a document was kept or dropped
+gristmill refusals               partitions whose last attempt failed its audit; --dismiss ASSET [PARTITION]
 gristmill promote RECIPE         make its checkpoint the champion of MLflow's registry, if its comparison passed
 """
 
@@ -140,6 +141,30 @@ def explain(
     from rich.console import Console
 
     explanations.show(found, Console(width=None if sys.stdout.isatty() else 140))
+
+
+@app.command()
+def refusals(
+    dismiss: Annotated[str | None, typer.Option("--dismiss", metavar="ASSET", help="Forget the refusal of this asset's partition.")] = None,
+    partition: Annotated[str | None, typer.Argument(help="Of the asset that is dismissed.")] = None,
+) -> None:
+    """List the partitions whose last attempt failed its audit; nothing is built of what they stand at until that is mended.
+
+    Exit code 0: there are none, or one was dismissed. 1: there are some, or none was there to dismiss.
+    """
+    from pipelines import refusals as refused
+
+    root = _mill().store.root
+    if dismiss:
+        label = f"{dismiss}[{partition}]" if partition else dismiss
+        if not refused.clear(root, dismiss, partition):
+            raise GristmillError(f"{label} was not refused; `gristmill refusals` lists what was")
+        typer.echo(f"{label}: what it stands at is read again")
+        return
+    found = refused.refusals(root)
+    for one in found:
+        typer.echo(f"{one.label}: {one.remedy()}")
+    raise typer.Exit(1 if found else 0)
 
 
 @app.command()

@@ -4,6 +4,7 @@
     <root>/current/<asset>/<partition>.json     which fingerprint a partition stands at
     <root>/staging/<asset>-<fingerprint>/       being written, or left by a killed process
     <root>/rejected/<asset>-<fingerprint>/      the last attempt that failed its audit
+    <root>/refused/<asset>/<partition>.json     that the last attempt at a partition is one of those
     <root>/locks/                               one writer per artifact
 
 Asking again for what is published is a hit and costs one small read.
@@ -25,6 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from pipelines import refusals
 from pipelines.code_version import code_version, installed_version
 from pipelines.errors import GristmillError, MissingArtifact, OutOfSpace
 from pipelines.files import is_out_of_space, locked, sync
@@ -41,6 +43,7 @@ from pipelines.manifests import (
     sha256_file,
 )
 from pipelines.plugins import Settings
+from pipelines.refusals import Refusal
 from pipelines.spending import Meter
 
 Input = "Manifest | Member | Build"
@@ -57,8 +60,8 @@ class AuditFailed(GristmillError):
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        failed = [f"{c.name}: {c.description}" for c in manifest.checks if c.blocking and not c.passed]
-        super().__init__(f"{manifest.label} failed its audit and was not published: {'; '.join(failed)}")
+        self.failed = tuple(f"{c.name}: {c.description}" for c in manifest.checks if c.blocking and not c.passed)
+        super().__init__(f"{manifest.label} failed its audit and was not published: {'; '.join(self.failed)}")
 
     def __reduce__(self) -> tuple[type, tuple[Manifest]]:
         return (type(self), (self.manifest,))
@@ -161,7 +164,14 @@ class Store:
             OutOfSpace: the disk is full; nothing is published and what was written is removed, but for resume points.
         """
         started = time.perf_counter()
-        address = request.fingerprint()
+        try:
+            manifest, hit = self._found_or_computed(request, request.fingerprint())
+        except AuditFailed as error:
+            self._refuse(request, error)
+            raise
+        return Built(manifest, hit=hit, seconds=time.perf_counter() - started)
+
+    def _found_or_computed(self, request: Build, address: str) -> tuple[Manifest, bool]:
         if self.find(request.asset, address) is None:
             request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
         with self._room(request), locked(self.root / "locks" / f"{request.asset}-{address}"):
@@ -169,7 +179,16 @@ class Store:
             manifest = found or self._compute(request, address)
             manifest = manifest.for_partition(request.partition)
             self._point(request.asset, request.partition, address)
-        return Built(manifest, hit=found is not None, seconds=time.perf_counter() - started)
+        return manifest, found is not None
+
+    def _refuse(self, request: Build, error: AuditFailed) -> None:
+        """Remember that the last attempt at this partition failed an audit, its own or that of what it is made of."""
+        pointer = self._pointer(request.asset, request.partition)
+        standing = _pointed_at(pointer) if pointer.exists() else None
+        refused = Refusal(
+            asset=request.asset, partition=request.partition, fingerprint=request.fingerprint(), standing=standing, failed=error.failed
+        )
+        refusals.record(self.root, refused)
 
     def _built(self, value: Input | tuple[Input, ...]) -> Input | tuple[Input, ...]:
         if isinstance(value, tuple):
@@ -203,6 +222,10 @@ class Store:
         except Exception as error:
             if is_out_of_space(error):
                 _clear(staging, kept=RESUME if request.resumable else None)
+            raise
+        except BaseException:  # cancelled; what a killed process leaves is removed by the next attempt
+            if not request.resumable:
+                shutil.rmtree(staging, ignore_errors=True)
             raise
 
     def _draft(
@@ -248,6 +271,7 @@ class Store:
         return self.root / "current" / asset / f"{quote(partition, safe='') if partition else '_'}.json"
 
     def _point(self, asset: str, partition: str | None, address: str) -> None:
+        refusals.clear(self.root, asset, partition)
         pointer = self._pointer(asset, partition)
         content = json.dumps({"partition": partition, "fingerprint": address})
         if pointer.exists() and pointer.read_text() == content:

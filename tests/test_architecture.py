@@ -86,7 +86,7 @@ LAYERS = {
         *("candidates", "odd_texts", "selection_audits", "selection_plots", "throughput", "trainer", "vocabulary"),
     ),
     "plugins": plugins.KINDS,
-    "store": ("store", "tracking", "tracking_database"),
+    "store": ("refusals", "store", "tracking", "tracking_database"),
     "shared": (
         "batch",
         "code_version",
