@@ -9,6 +9,7 @@ gristmill verify ASSET[PARTITION]    re-hash an artifact and all it was made fro
 gristmill trace DOCUMENT_ID | ASSET[PARTITION] | FINGERPRINT    from a document to its training steps, from a number to its ancestors
 gristmill gc [--delete]          what nothing needs any more; gristmill pin ASSET[PARTITION] keeps it
 gristmill explain ID [--recipe NAME] [--json]    why a document was kept or dropped
+gristmill refusals               partitions whose last attempt failed its audit; --dismiss ASSET [PARTITION]
 gristmill promote RECIPE         make its checkpoint the champion of MLflow's registry, if its comparison passed
 """
 
@@ -70,16 +71,17 @@ def recipes() -> None:
 
 @app.command()
 def export(
-    asset: Annotated[str, typer.Argument(help="raw_corpus or cleaned_corpus, or deduplicated_corpus for what a recipe keeps.")],
+    asset: Annotated[
+        str, typer.Argument(help="raw_corpus or cleaned_corpus, deduplicated_corpus for what a recipe keeps, or pretrained_checkpoint.")
+    ],
     partition: Annotated[str, typer.Argument(help="A source partition such as 'wiki|2026-01-01', or a recipe.")],
-    directory: Annotated[Path, typer.Argument(help="Where the `datasets` folder is written; must not exist.")],
+    directory: Annotated[Path, typer.Argument(help="Where the folder is written; must not exist.")],
 ) -> None:
-    """Write a corpus as a folder that `datasets.load_from_disk` opens."""
+    """Write a corpus as a folder that `datasets` opens, or a checkpoint as one that `transformers` opens, with its model and data card."""
     from assets_defs.exports import export_partition
 
     with _reading() as mill:
-        count = export_partition(mill, asset, partition, directory)
-    typer.echo(f"{count:,} documents in {directory}; open with datasets.load_from_disk({str(directory)!r})")
+        typer.echo(export_partition(mill, asset, partition, directory))
 
 
 @tokens.command("export")
@@ -239,6 +241,30 @@ def explain(
 
 
 @app.command()
+def refusals(
+    dismiss: Annotated[str | None, typer.Option("--dismiss", metavar="ASSET", help="Forget the refusal of this asset's partition.")] = None,
+    partition: Annotated[str | None, typer.Argument(help="Of the asset that is dismissed.")] = None,
+) -> None:
+    """List the partitions whose last attempt failed its audit; nothing is built of what they stand at until that is mended.
+
+    Exit code 0: there are none, or one was dismissed. 1: there are some, or none was there to dismiss.
+    """
+    from pipelines import refusals as refused
+
+    root = _mill().store.root
+    if dismiss:
+        label = f"{dismiss}[{partition}]" if partition else dismiss
+        if not refused.clear(root, dismiss, partition):
+            raise GristmillError(f"{label} was not refused; `gristmill refusals` lists what was")
+        typer.echo(f"{label}: what it stands at is read again")
+        return
+    found = refused.refusals(root)
+    for one in found:
+        typer.echo(f"{one.label}: {one.remedy()}")
+    raise typer.Exit(1 if found else 0)
+
+
+@app.command()
 def promote(recipe: Annotated[str, typer.Argument(help="A file in recipes/, without .yaml.")]) -> None:
     """Make a recipe's pretrained checkpoint the champion of MLflow's model registry.
 
@@ -257,10 +283,11 @@ def ui(
 ) -> None:
     """Start `dagster dev` and the MLflow UI on 127.0.0.1; Ctrl-C stops both."""
     from assets_defs.resources import home_directory, root_directory
+    from pipelines.tracking import tracking_uri
 
     home = home_directory()
     home.mkdir(parents=True, exist_ok=True)
-    tracking = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    tracking = tracking_uri(home)
     environment = {**os.environ, "GRISTMILL_MLFLOW_UI": f"http://127.0.0.1:{mlflow_port}", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment.setdefault("DAGSTER_HOME", str(root_directory()))
     mlflow = [
@@ -278,6 +305,7 @@ def ui(
         tracking,
     ]
     dagster = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, a shell has it ignored, and children would too
     typer.echo(f"Dagster: http://127.0.0.1:{port}   MLflow: http://127.0.0.1:{mlflow_port}   (Ctrl-C stops both)")
     children = [subprocess.Popen(command, env=environment, start_new_session=True) for command in (mlflow, dagster)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

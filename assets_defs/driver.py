@@ -11,7 +11,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from assets_defs.automation import STAGES
+from assets_defs.automation import OVER_ALL, STAGES
 from assets_defs.partitions import PROBES, SOURCE
 from assets_defs.resources import Mill, MillResource, load_project, load_recipes, root_directory
 from pipelines.documents import split_partition
@@ -44,7 +44,8 @@ def drive(name: str) -> None:
         reap(instance)
         for needed in _in_order(name, recipes):
             for stage, _ in STAGES:
-                _run_stage(defs, instance, stage, needed, recipes[needed])
+                if needed == name or stage != OVER_ALL:
+                    _run_stage(defs, instance, stage, needed, recipes[needed])
     _print_results(name, time.monotonic() - started)
 
 
@@ -111,6 +112,7 @@ def _run_stage(defs: dg.Definitions, instance: dg.DagsterInstance, stage: str, n
         "decide": (name, name),
         "probe": (PROBES[name][0], PROBES[name][-1]),
         "train": (name, name),
+        "compare": (None, None),
     }[stage]
     started = time.monotonic()
     print(f"{stage}{f' [{first}]' if first == last and first else ''}", file=sys.stderr, flush=True)
@@ -162,6 +164,7 @@ def _print_results(name: str, seconds: float) -> None:
     console.print(held_out)
     checkpoint, report = mill.store.current("pretrained_checkpoint", name), mill.store.current("report", name)
     print(f"report      {report.file('report.html')}")
+    print(f"recipes     {mill.store.current('recipes_report').file('recipes.html')}")
     print(f"checkpoint  {checkpoint.directory}")
     print(f"done in {seconds:.0f} s; open the UI with: make ui   (Dagster http://127.0.0.1:3000, MLflow http://127.0.0.1:5000)")
 

@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 from dagster import AssetExecutionContext
 
+from assets_defs.gates import Gate
 from assets_defs.metadata import describe
 from assets_defs.resources import Mill, MillResource
 from pipelines.code_version import code_version
@@ -22,13 +23,15 @@ from pipelines.errors import GristmillError
 from pipelines.manifests import Check, Manifest
 from pipelines.plugins import names
 from pipelines.progress import report_line
-from pipelines.store import Audit, AuditFailed, Build, Built, Step, Store, audit_name, is_blocking
+from pipelines.store import Audit, AuditFailed, Build, Built, Step, Store, audit_name, is_blocking, needed
 from pipelines.tracking import RunTags
 
 GROUP = "gristmill"
 OWNERS = ["team:data"]
 TRAINING_POOL = "accelerator"
 """One training at a time per accelerator; the limit is set in dagster.yaml."""
+MAX_RETRIES = 2
+SHOWN_ERRORS = 5
 DATA_VERSION_TAG = "dagster/data_version"
 PROVENANCE_TAGS = ("dagster/code_version", "dagster/input_")
 
@@ -78,7 +81,7 @@ def mill_asset(
                 dg.AssetCheckSpec(audit_name(audit), asset=name, blocking=is_blocking(audit), description=audit.__doc__) for audit in audits
             ],
             pool=TRAINING_POOL if training else None,
-            retry_policy=dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL),
+            retry_policy=dg.RetryPolicy(max_retries=MAX_RETRIES, delay=5, backoff=dg.Backoff.EXPONENTIAL),
             output_required=False,
             dagster_type=dg.Nothing,
         )
@@ -98,24 +101,29 @@ def _materialize(
     """Build the partitions and yield their events; what they are made from is kept from housekeeping until `held` is left."""
     partitions = list(context.partition_keys) if context.has_partition_key_range or context.has_partition_key else [None]
     asset = context.asset_key.to_user_string()
-    try:
-        builds = held.enter_context(mill.store.requested(lambda: [request(mill, str(key) if key else None) for key in partitions]))
-    except GristmillError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    found = mill.store.leases.taken(lambda: _requests(mill, request, asset, partitions), lambda requests: needed(requests[0]))
+    builds, errors = held.enter_context(found)
     done: list[tuple[Built, str | None]] = []
-    errors: list[Exception] = []
     with ThreadPoolExecutor(1) as pool:
         logs: list[Future[str]] = []
-        for mapped in map_shards(_Building(mill.store), builds, _engine(mill, builds), isolate=isolate):
-            if mapped.error:
-                errors.append(mapped.error)
-                report_line(f"{mapped.item.label}: FAILED: {mapped.error}")
-                continue
-            built = mapped.result
-            done.append((built, _track(context, mill, built, pool, logs)))
-            report_line(f"{built.manifest.label}: {summary(built)}")
+        try:
+            for mapped in map_shards(_Building(mill.store), builds, _engine(mill, builds), isolate=isolate):
+                if mapped.error:
+                    errors.append(mapped.error)
+                    report_line(f"{mapped.item.label}: FAILED: {mapped.error}")
+                    continue
+                built = mapped.result
+                done.append((built, _track(context, mill, built, pool, logs)))
+                report_line(f"{built.manifest.label}: {summary(built)}")
+        except dg.DagsterExecutionInterruptedError:
+            pool.shutdown(wait=False, cancel_futures=True)  # what is not logged yet is when the artifact is met again
+            if len(partitions) > 1:
+                yield from _partition_events(context, done, finished=False)
+            raise
         for log in logs:
             log.result()
+    if context.retry_number < MAX_RETRIES and (passing := _passing(errors)):
+        raise passing  # the next attempt finds what is done here, and records it
     if len(partitions) == 1:
         yield from (_result(built, url) for built, url in done)
     else:
@@ -123,6 +131,31 @@ def _materialize(
     yield from _check_results(asset, checks, [*(b.manifest for b, _ in done), *(e.manifest for e in errors if isinstance(e, AuditFailed))])
     if errors:
         _fail(asset, errors, len(partitions))
+
+
+def _requests(mill: Mill, request: Request, asset: str, partitions: Sequence[Any]) -> tuple[list[Build], list[Exception]]:
+    """Return the requests that can be made, and why the others cannot: one partition's missing file is not its neighbours' business.
+
+    Raises:
+        dg.Failure: none can be made.
+    """
+    gate, builds, errors = Gate(mill.store), [], []
+    for key in partitions:
+        try:
+            build = request(mill, str(key) if key else None)
+            gate.check(build)
+            builds.append(build)
+        except GristmillError as error:
+            errors.append(GristmillError(f"{asset}[{key}]: {error}") if len(partitions) > 1 else error)
+            report_line(f"{asset}{f'[{key}]' if key else ''}: FAILED: {error}")
+    if not builds:
+        raise dg.Failure(_message(asset, errors, len(partitions)), allow_retries=False) from errors[0]
+    return builds, errors
+
+
+def _passing(errors: Sequence[Exception]) -> Exception | None:
+    """Return the first error that may not come again: what is wrong with input and settings does."""
+    return next((error for error in errors if not isinstance(error, GristmillError)), None)
 
 
 class _Building:
@@ -186,7 +219,7 @@ def _track(context: AssetExecutionContext, mill: Mill, built: Built, pool: Threa
     manifest = built.manifest
     if run_id := mill.tracker.recorded(manifest):
         return mill.tracker.url(run_id)
-    tags = RunTags(context.run_id, manifest.asset, manifest.partition, manifest.fingerprint)
+    tags = RunTags(context.run.run_id, manifest.asset, manifest.partition, manifest.fingerprint)
     parent = manifest.partition.partition("|")[0] if manifest.partition in _recipe_partitions(context) else "ingestion"
     run_id = mill.tracker.start(manifest, parent=parent, tags=tags)
     logs.append(pool.submit(mill.tracker.finish, run_id, manifest))
@@ -223,11 +256,18 @@ def _numbers(found: Sequence[tuple[Manifest, Check]]) -> dict[str, int | float |
 
 
 def _fail(asset: str, errors: Sequence[Exception], partitions: int) -> None:
-    first = errors[0]
-    if not isinstance(first, GristmillError):
-        raise first
-    also = f" ({len(errors)} of {partitions} partitions failed)" if partitions > 1 else ""
-    raise dg.Failure(f"{asset}: {first}{also}", allow_retries=False) from first
+    if passing := _passing(errors):
+        raise passing
+    raise dg.Failure(_message(asset, errors, partitions), allow_retries=False) from errors[0]
+
+
+def _message(asset: str, errors: Sequence[Exception], partitions: int) -> str:
+    """Return the first error, or the first few where one run holds many partitions."""
+    if partitions == 1:
+        return f"{asset}: {errors[0]}"
+    more = f"\nand {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
+    shown = "\n".join(str(error) for error in errors[:SHOWN_ERRORS])
+    return f"{asset}: {len(errors)} of {partitions} partitions failed; the others are kept\n{shown}{more}"
 
 
 def summary(built: Built) -> str:

@@ -1,6 +1,7 @@
 """What the UI shows of an artifact: counts to be plotted, tables, one inline plot, its path and its MLflow run."""
 
 import base64
+from pathlib import Path
 
 import dagster as dg
 
@@ -11,6 +12,7 @@ from pipelines.store import Built
 
 MAX_ROWS = 60
 MAX_PLOT_BYTES = 60_000
+MAX_CARD_BYTES = 30_000
 MAX_METRICS = 24
 WITH_LINEAGE = ("pretrained_checkpoint", "evaluation", "report")
 """Assets whose ancestors are shown: where a number is looked at."""
@@ -24,6 +26,7 @@ def describe(built: Built, mlflow_url: str | None) -> dict[str, dg.MetadataValue
         metadata["mlflow_run"] = dg.MetadataValue.url(mlflow_url)
     metadata["cache"] = dg.MetadataValue.text("hit" if built.hit else "computed")
     metadata |= {name.removesuffix(".png"): plot for name in manifest.outcome.plots if (plot := inline_plot(manifest, name))}
+    metadata |= {card.stem: dg.MetadataValue.md(card.read_text(encoding="utf-8")) for card in _cards(manifest)}
     if "documents_in" in manifest.counts:
         metadata["dagster/row_count"] = dg.MetadataValue.int(manifest.counts.get("kept", 0))
     metadata |= {key: dg.MetadataValue.int(value) for key, value in manifest.counts.items()}
@@ -41,6 +44,11 @@ def _lineage(manifest: Manifest) -> dg.MetadataValue:
     """Return what an artifact was made from, a row an asset; `gristmill trace` lists every one."""
     found = Lineage(manifest.directory.parents[2]).ancestors(Address(manifest.asset, manifest.fingerprint))
     return table(by_asset(found))
+
+
+def _cards(manifest: Manifest) -> list[Path]:
+    """Return the Markdown files of an artifact that the event log has room for."""
+    return [manifest.file(entry.path) for entry in manifest.files if entry.path.endswith(".md") and entry.bytes <= MAX_CARD_BYTES]
 
 
 def table(rows: list[dict[str, Json]]) -> dg.MetadataValue:

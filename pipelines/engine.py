@@ -18,7 +18,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Generic, Literal, TypeVar
 
 Item = TypeVar("Item")
@@ -90,6 +90,10 @@ def map_shards(
         raise RuntimeError(
             "a worker process was killed, most often for lack of memory; set GRISTMILL_WORKERS lower and run again"
         ) from error
+    except BaseException as error:
+        if not isolate and not isinstance(error, Exception | GeneratorExit):
+            _stop(pool)
+        raise
     finally:
         for future in futures:
             future.cancel()
@@ -133,6 +137,14 @@ def _shared_pool(workers: int) -> ProcessPoolExecutor:
         _pools[workers] = _new_pool(workers)
         atexit.register(_pools[workers].shutdown, wait=False, cancel_futures=True)
     return _pools[workers]
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool whose run is cancelled: they would finish what they are at, and this process would wait for them."""
+    _pools.clear()
+    pool.shutdown(wait=False, cancel_futures=True)
+    for child in active_children():
+        child.terminate()
 
 
 def _is_usable(pool: ProcessPoolExecutor) -> bool:

@@ -188,7 +188,7 @@ class Keeper:
                 yield _item("lock", path, path.name)
         for path in leases.stale():
             yield _item("lease", path, path.name)
-        for folder in ("current/*", "pins"):
+        for folder in ("current/*", "refused/*", "pins"):
             for path in sorted(self.root.glob(f"{folder}/*.tmp")):
                 yield _item("temporary file", path, path.relative_to(self.root).as_posix())
 

@@ -4,6 +4,7 @@
     <root>/current/<asset>/<partition>.json     which fingerprint a partition stands at
     <root>/staging/<asset>-<fingerprint>/       being written, or left by a killed process
     <root>/rejected/<asset>-<fingerprint>/      the last attempt that failed its audit
+    <root>/refused/<asset>/<partition>.json     that the last attempt at a partition is one of those
     <root>/locks/                               one writer per artifact
     <root>/leases/                              what living processes read and write: `pipelines.leases`
 
@@ -26,6 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from pipelines import refusals
 from pipelines.code_version import code_version, installed_version
 from pipelines.errors import GristmillError, MissingArtifact, OutOfSpace
 from pipelines.files import is_out_of_space, locked, sync
@@ -44,6 +46,8 @@ from pipelines.manifests import (
     sha256_file,
 )
 from pipelines.plugins import Settings
+from pipelines.refusals import Refusal
+from pipelines.spending import Meter
 from pipelines.verification import faults_of
 
 Input = "Manifest | Member | Build"
@@ -60,8 +64,8 @@ class AuditFailed(GristmillError):
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        failed = [f"{c.name}: {c.description}" for c in manifest.checks if c.blocking and not c.passed]
-        super().__init__(f"{manifest.label} failed its audit and was not published: {'; '.join(failed)}")
+        self.failed = tuple(f"{c.name}: {c.description}" for c in manifest.checks if c.blocking and not c.passed)
+        super().__init__(f"{manifest.label} failed its audit and was not published: {'; '.join(self.failed)}")
 
     def __reduce__(self) -> tuple[type, tuple[Manifest]]:
         return (type(self), (self.manifest,))
@@ -165,34 +169,41 @@ class Store:
             OutOfSpace: the disk is full; nothing is published and what was written is removed, but for resume points.
         """
         started = time.perf_counter()
-        address = request.fingerprint()
-        with self._room(request):
-            found = self._hit(request, address)
-            manifest, hit = (found, True) if found else self._made(request, address)
+        try:
+            manifest, hit = self._hit(request) or self._found_or_computed(request, request.fingerprint())
+        except AuditFailed as error:
+            self._refuse(request, error)
+            raise
         return Built(manifest.for_partition(request.partition), hit=hit, seconds=time.perf_counter() - started)
 
-    @contextlib.contextmanager
-    def requested(self, request: Callable[[], Sequence[Build]]) -> Iterator[Sequence[Build]]:
-        """Yield the requests that `request` returns; inside, no housekeeping removes what they name, whatever pointers do."""
-        with self.leases.taken(request, lambda builds: _addresses(builds)) as builds:
-            yield builds
+    def _hit(self, request: Build) -> tuple[Manifest, bool] | None:
+        """Return what is asked for where it is there, and have its partition stand at it; housekeeping waits meanwhile."""
+        with self._room(request), self.leases.looking():
+            found = self.find(request.asset, request.fingerprint())
+            if found:
+                self._point(request.asset, request.partition, request.fingerprint())
+        return (found, True) if found else None
 
-    def _hit(self, request: Build, address: str) -> Manifest | None:
-        with self.leases.looking():
-            if found := self.find(request.asset, address):
-                self._point(request.asset, request.partition, address)
-        return found
-
-    def _made(self, request: Build, address: str) -> tuple[Manifest, bool]:
-        """Return the artifact, computed here or meanwhile by another process, and whether it was another."""
-        with self.requested(lambda: [request]):
+    def _found_or_computed(self, request: Build, address: str) -> tuple[Manifest, bool]:
+        with contextlib.ExitStack() as held:
+            with self._room(request):
+                held.enter_context(self.leases.taken(lambda: [request], needed))
             if self.find(request.asset, address) is None:
                 request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
-            with locked(self.root / "locks" / Address(request.asset, address).name):
+            with self._room(request), locked(self.root / "locks" / Address(request.asset, address).name):
                 found = self.find(request.asset, address)
                 manifest = found or self._compute(request, address)
                 self._point(request.asset, request.partition, address)
         return manifest, found is not None
+
+    def _refuse(self, request: Build, error: AuditFailed) -> None:
+        """Remember that the last attempt at this partition failed an audit, its own or that of what it is made of."""
+        pointer = self._pointer(request.asset, request.partition)
+        standing = _pointed_at(pointer) if pointer.exists() else None
+        refused = Refusal(
+            asset=request.asset, partition=request.partition, fingerprint=request.fingerprint(), standing=standing, failed=error.failed
+        )
+        refusals.record(self.root, refused)
 
     def _built(self, value: Input | tuple[Input, ...]) -> Input | tuple[Input, ...]:
         if isinstance(value, tuple):
@@ -209,9 +220,9 @@ class Store:
             shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir(parents=True, exist_ok=True)
-            started, clock = datetime.now(UTC), time.perf_counter()
+            started, meter = datetime.now(UTC), Meter()
             outcome = request.step(request.settings, staging, **request.inputs)
-            manifest = self._draft(request, address, staging, outcome, started, time.perf_counter() - clock)
+            manifest = self._draft(request, address, staging, outcome, started, meter.spent())
             manifest = manifest.model_copy(update={"checks": tuple(_audited(audit, manifest) for audit in request.audits)}).at(staging)
             if any(check.blocking and not check.passed for check in manifest.checks):
                 raise AuditFailed(self._reject(manifest, staging, address))
@@ -220,8 +231,14 @@ class Store:
             if is_out_of_space(error):
                 _clear(staging, kept=RESUME if request.resumable else None)
             raise
+        except BaseException:  # cancelled; what a killed process leaves is removed by the next attempt
+            if not request.resumable:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
 
-    def _draft(self, request: Build, address: str, staging: Path, outcome: Outcome, started: datetime, seconds: float) -> Manifest:
+    def _draft(
+        self, request: Build, address: str, staging: Path, outcome: Outcome, started: datetime, spent: Mapping[str, float]
+    ) -> Manifest:
         files = tuple(
             FileEntry(path=path.relative_to(staging).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))
             for path in sorted(p for p in staging.rglob("*") if p.is_file() and p != staging / MANIFEST_NAME)
@@ -235,7 +252,7 @@ class Store:
             inputs=request.references(),
             files=files,
             outcome=outcome,
-            provenance=_provenance(started, seconds, request.packages),
+            provenance=_provenance(started, spent, request.packages),
         ).at(staging)
 
     def _publish(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
@@ -263,6 +280,7 @@ class Store:
         return self.root / "current" / asset / f"{quote(partition, safe='') if partition else '_'}.json"
 
     def _point(self, asset: str, partition: str | None, address: str) -> None:
+        refusals.clear(self.root, asset, partition)
         pointer = self._pointer(asset, partition)
         content = json.dumps({"partition": partition, "fingerprint": address})
         if pointer.exists() and pointer.read_text() == content:
@@ -316,8 +334,8 @@ def _clear(staging: Path, *, kept: str | None) -> None:
         staging.rmdir()
 
 
-def _addresses(builds: Sequence[Build]) -> set[Address]:
-    """Return everything that `builds` name: what they ask for, their inputs, and those of inputs that are requests themselves."""
+def needed(builds: Sequence[Build]) -> set[Address]:
+    """Return every artifact that `builds` name: what they ask for, their inputs, and those of inputs that are requests themselves."""
     found: set[Address] = set()
     pending = list(builds)
     while pending:
@@ -343,11 +361,11 @@ def _pointed_at(pointer: Path) -> str:
         return "damaged"
 
 
-def _provenance(started: datetime, seconds: float, packages: Sequence[str]) -> dict[str, Json]:
+def _provenance(started: datetime, spent: Mapping[str, float], packages: Sequence[str]) -> dict[str, Json]:
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
         "started": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
+        **spent,
         "peak_memory_bytes": max(item.ru_maxrss for item in usage) * 1024,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -7,6 +7,7 @@ that create it at the same time would corrupt it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import GristmillError
-from pipelines.files import locked
 from pipelines.manifests import Json, Manifest
+from pipelines.tracking_database import database_lock, with_driver
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAMETER_CHARACTERS = 500
 METRICS_PER_BATCH = 1000
+PAGES = (".html", ".md")
+"""Endings of the files that MLflow shows as they are."""
 CHAMPION = "champion"
 """The alias of the version of the registered model that passed its gate last."""
 GATE = "not_worse_than_baseline"
@@ -51,13 +54,18 @@ class RunTags:
         }
 
 
+def tracking_uri(home: Path) -> str:
+    """Return where runs are tracked: MLFLOW_TRACKING_URI, or SQLite under `home`."""
+    return with_driver(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}")
+
+
 class Tracker:
     """Writes runs to the tracking server that MLFLOW_TRACKING_URI names, or to SQLite under `home`."""
 
     def __init__(self, home: Path, experiment: str) -> None:
         self._home = home
         self._experiment = experiment
-        self._uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+        self._uri = tracking_uri(home)
         self._ui = os.environ.get("GRISTMILL_MLFLOW_UI") or (self._uri if self._uri.startswith("http") else "http://127.0.0.1:5000")
 
     def url(self, run_id: str) -> str:
@@ -94,8 +102,8 @@ class Tracker:
         for first in range(METRICS_PER_BATCH, len(metrics), METRICS_PER_BATCH):
             self._client.log_batch(run_id, metrics[first : first + METRICS_PER_BATCH])
         self._log_datasets(run_id, manifest)
-        for plot in manifest.outcome.plots:
-            self._client.log_artifact(run_id, str(manifest.directory / plot))
+        for name in (*manifest.outcome.plots, *(entry.path for entry in manifest.files if entry.path.endswith(PAGES))):
+            self._client.log_artifact(run_id, str(manifest.directory / name))
         if (manifest.directory / "config.json").exists():
             self._log_model(run_id, manifest)
         self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED), end_time=started + int(seconds * 1000))
@@ -160,7 +168,7 @@ class Tracker:
     def _version(self, checkpoint: Manifest, run_id: str) -> str:
         """Return the version of the registered model that `checkpoint` is, made where there is none."""
         model_id = self._logged_model(run_id)  # before the lock, which finding the experiment takes too
-        with locked(self._home / "locks" / "mlflow"):
+        with self._locked("mlflow"):
             if not self._client.search_registered_models(f"name = '{self._experiment}'"):
                 self._client.create_registered_model(self._experiment)
             for version in self._client.search_model_versions(f"run_id = '{run_id}'"):
@@ -191,7 +199,7 @@ class Tracker:
     @cached_property
     def experiment_id(self) -> str:
         """The id of the project's experiment, made if it is not there."""
-        with locked(self._home / "locks" / "mlflow"):
+        with self._locked("mlflow"):
             found = self._client.get_experiment_by_name(self._experiment)
             if found:
                 return found.experiment_id
@@ -202,13 +210,16 @@ class Tracker:
         """Return the id of the run that groups a recipe's or the ingestion's runs, made if it is not there."""
         if name not in self._parents:
             self.experiment_id  # noqa: B018  # found before: it takes the same lock, which no process can take twice
-            with locked(self._home / "locks" / "mlflow"):
+            with self._locked("mlflow"):
                 self._parents[name] = self._find_parent(name) or self._create_parent(name)
         return self._parents[name]
 
     @cached_property
     def _parents(self) -> dict[str, str]:
         return {}
+
+    def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return database_lock(self._uri, self._home / "locks" / name)
 
     def _find_parent(self, name: str) -> str | None:
         found = self._client.search_runs([self.experiment_id], filter_string=f"tags.`gristmill.group` = '{name}'", max_results=1)
@@ -225,7 +236,7 @@ class Tracker:
         from mlflow import MlflowClient
 
         self._home.mkdir(parents=True, exist_ok=True)
-        with locked(self._home / "locks" / "mlflow-database"):
+        with self._locked("mlflow-database"):
             client = MlflowClient(tracking_uri=self._uri)
             client.search_experiments(max_results=1)  # makes the database where there is none
         return client

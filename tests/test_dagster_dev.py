@@ -93,6 +93,7 @@ class DagsterDev:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("GRISTMILL_", "DAGSTER_", "MLFLOW_"))}
         environment |= {"PYTHONPATH": str(ROOT), "DAGSTER_HOME": str(directory), "GRISTMILL_WORKERS": "1"}
         command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(self.port)]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background has it ignored, and its children would too
         with self.log.open("wb") as file:
             self.process = subprocess.Popen(
                 command,
