@@ -193,7 +193,8 @@ class Store:
             with self._room(request), locked(self.root / "locks" / Address(request.asset, address).name):
                 found = self.find(request.asset, address)
                 manifest = found or self._compute(request, address)
-                self._point(request.asset, request.partition, address)
+                with self.leases.looking():  # with the gate held alone, no pointer is half written
+                    self._point(request.asset, request.partition, address)
         return manifest, found is not None
 
     def _refuse(self, request: Build, error: AuditFailed) -> None:
@@ -203,7 +204,8 @@ class Store:
         refused = Refusal(
             asset=request.asset, partition=request.partition, fingerprint=request.fingerprint(), standing=standing, failed=error.failed
         )
-        refusals.record(self.root, refused)
+        with self.leases.looking():
+            refusals.record(self.root, refused)
 
     def _built(self, value: Input | tuple[Input, ...]) -> Input | tuple[Input, ...]:
         if isinstance(value, tuple):
