@@ -7,6 +7,7 @@ from typing import Any
 import duckdb
 
 from assets_defs.exports import DECISIONS
+from assets_defs.gates import SOURCE_KEY
 from assets_defs.resources import Mill, load_recipes
 from pipelines.errors import GristmillError, MissingArtifact, UnknownName
 from pipelines.explanation import Decided, Evidence, Explanation, Place, explain, find
@@ -116,7 +117,8 @@ def _reference(mill: Mill, reference: InputReference) -> Manifest:
 
 
 def _head(lineage: Lineage, manifest: Manifest, address: Address) -> dict[str, Any]:
-    recipe = load_recipes().get(str(manifest.partition).partition("|")[0])
+    name = "" if SOURCE_KEY.search(str(manifest.partition)) else str(manifest.partition).partition("|")[0]
+    recipe = known[name] if name in (known := load_recipes()) else None  # asked for a name that it lacks, it raises
     return {
         "asset": address.asset,
         "partition": manifest.partition,
@@ -297,15 +299,10 @@ def _read(mill: Mill, lineage: Lineage, place: Place, address: Address, recipes:
 
 def _tokens(shard: Manifest, document: str) -> dict[str, Json] | None:
     """Return where the tokens of a document lie in its shard, its passages included; None where it was not tokenized."""
+    query = 'SELECT * FROM read_parquet($path) WHERE id = $id ORDER BY "offset"'
     with duckdb.connect() as connection:
-        rows = [
-            connection.execute(
-                'SELECT * FROM read_parquet($path) WHERE id = $id ORDER BY "offset"', {"path": str(shard.file(name)), "id": document}
-            )
-            .to_arrow_table()
-            .to_pylist()
-            for name in (DOCUMENTS, PASSAGES)
-        ]
+        parameters = [{"path": str(shard.file(name)), "id": document} for name in (DOCUMENTS, PASSAGES)]
+        rows = [connection.sql(query, params=one).to_arrow_table().to_pylist() for one in parameters]
     if not rows[0]:
         return None
     (document_row,), passages = rows
