@@ -5,6 +5,7 @@ the audit runs on what was staged, before it is published, so a failed audit is 
 One run may hold many partitions; they are mapped over processes, and each gets its own materialization event.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from pipelines.errors import GristmillError
 from pipelines.manifests import Check, Manifest
 from pipelines.plugins import names
 from pipelines.progress import report_line
-from pipelines.store import Audit, AuditFailed, Build, Built, Step, Store, audit_name, is_blocking
+from pipelines.store import Audit, AuditFailed, Build, Built, Step, Store, audit_name, is_blocking, needed
 from pipelines.tracking import RunTags
 
 GROUP = "gristmill"
@@ -85,17 +86,23 @@ def mill_asset(
             dagster_type=dg.Nothing,
         )
         def materialize(context: AssetExecutionContext, mill: MillResource) -> Iterator[Any]:
-            yield from _materialize(context, mill.open(), request, [audit_name(audit) for audit in audits], isolate=training or isolate)
+            with contextlib.ExitStack() as held:
+                checks = [audit_name(audit) for audit in audits]
+                yield from _materialize(context, mill.open(), request, checks, held, isolate=training or isolate)
 
         return materialize
 
     return wrap
 
 
-def _materialize(context: AssetExecutionContext, mill: Mill, request: Request, checks: Sequence[str], *, isolate: bool) -> Iterator[Any]:
+def _materialize(
+    context: AssetExecutionContext, mill: Mill, request: Request, checks: Sequence[str], held: contextlib.ExitStack, *, isolate: bool
+) -> Iterator[Any]:
+    """Build the partitions and yield their events; what they are made from is kept from housekeeping until `held` is left."""
     partitions = list(context.partition_keys) if context.has_partition_key_range or context.has_partition_key else [None]
     asset = context.asset_key.to_user_string()
-    builds, errors = _requests(mill, request, asset, partitions)
+    found = mill.store.leases.taken(lambda: _requests(mill, request, asset, partitions), lambda requests: needed(requests[0]))
+    builds, errors = held.enter_context(found)
     done: list[tuple[Built, str | None]] = []
     with ThreadPoolExecutor(1) as pool:
         logs: list[Future[str]] = []

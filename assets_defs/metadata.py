@@ -5,6 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from pipelines.leases import Address
+from pipelines.lineage import Lineage, by_asset
 from pipelines.manifests import Json, Manifest
 from pipelines.store import Built
 
@@ -12,6 +14,8 @@ MAX_ROWS = 60
 MAX_PLOT_BYTES = 60_000
 MAX_CARD_BYTES = 30_000
 MAX_METRICS = 24
+WITH_LINEAGE = ("pretrained_checkpoint", "evaluation", "report")
+"""Assets whose ancestors are shown: where a number is looked at."""
 
 
 def describe(built: Built, mlflow_url: str | None) -> dict[str, dg.MetadataValue]:
@@ -28,10 +32,18 @@ def describe(built: Built, mlflow_url: str | None) -> dict[str, dg.MetadataValue
     metadata |= {key: dg.MetadataValue.int(value) for key, value in manifest.counts.items()}
     metadata |= {key: dg.MetadataValue.float(float(f"{value:.6g}")) for key, value in list(manifest.outcome.metrics.items())[:MAX_METRICS]}
     metadata |= {name: table(rows) for name, rows in manifest.outcome.tables.items() if rows}
+    if manifest.asset in WITH_LINEAGE:
+        metadata["lineage"] = _lineage(manifest)
     metadata["artifact_bytes"] = dg.MetadataValue.int(manifest.bytes)
     metadata["seconds"] = dg.MetadataValue.float(round(float(manifest.provenance.get("seconds") or 0.0), 2))
     metadata["inputs"] = dg.MetadataValue.text(", ".join(f"{name}: {len(refs)}" for name, refs in manifest.inputs.items()) or "none")
     return metadata
+
+
+def _lineage(manifest: Manifest) -> dg.MetadataValue:
+    """Return what an artifact was made from, a row an asset; `gristmill trace` lists every one."""
+    found = Lineage(manifest.directory.parents[2]).ancestors(Address(manifest.asset, manifest.fingerprint))
+    return table(by_asset(found))
 
 
 def _cards(manifest: Manifest) -> list[Path]:

@@ -6,6 +6,7 @@
     <root>/rejected/<asset>-<fingerprint>/      the last attempt that failed its audit
     <root>/refused/<asset>/<partition>.json     that the last attempt at a partition is one of those
     <root>/locks/                               one writer per artifact
+    <root>/leases/                              what living processes read and write: `pipelines.leases`
 
 Asking again for what is published is a hit and costs one small read.
 """
@@ -30,6 +31,7 @@ from pipelines import refusals
 from pipelines.code_version import code_version, installed_version
 from pipelines.errors import GristmillError, MissingArtifact, OutOfSpace
 from pipelines.files import is_out_of_space, locked, sync
+from pipelines.leases import Address, Leases
 from pipelines.manifests import (
     MANIFEST_NAME,
     Check,
@@ -40,11 +42,13 @@ from pipelines.manifests import (
     Outcome,
     fingerprint,
     read_manifest,
+    sealed,
     sha256_file,
 )
 from pipelines.plugins import Settings
 from pipelines.refusals import Refusal
 from pipelines.spending import Meter
+from pipelines.verification import faults_of
 
 Input = "Manifest | Member | Build"
 """A published artifact, one file of it, or a request that is built first."""
@@ -123,6 +127,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
+        self.leases = Leases(self.root)
 
     def directory(self, asset: str, address: str) -> Path:
         """Return where the artifact with fingerprint `address` lies or would lie."""
@@ -165,20 +170,30 @@ class Store:
         """
         started = time.perf_counter()
         try:
-            manifest, hit = self._found_or_computed(request, request.fingerprint())
+            manifest, hit = self._hit(request) or self._found_or_computed(request, request.fingerprint())
         except AuditFailed as error:
             self._refuse(request, error)
             raise
-        return Built(manifest, hit=hit, seconds=time.perf_counter() - started)
+        return Built(manifest.for_partition(request.partition), hit=hit, seconds=time.perf_counter() - started)
+
+    def _hit(self, request: Build) -> tuple[Manifest, bool] | None:
+        """Return what is asked for where it is there, and have its partition stand at it; housekeeping waits meanwhile."""
+        with self._room(request), self.leases.looking():
+            found = self.find(request.asset, request.fingerprint())
+            if found:
+                self._point(request.asset, request.partition, request.fingerprint())
+        return (found, True) if found else None
 
     def _found_or_computed(self, request: Build, address: str) -> tuple[Manifest, bool]:
-        if self.find(request.asset, address) is None:
-            request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
-        with self._room(request), locked(self.root / "locks" / f"{request.asset}-{address}"):
-            found = self.find(request.asset, address)
-            manifest = found or self._compute(request, address)
-            manifest = manifest.for_partition(request.partition)
-            self._point(request.asset, request.partition, address)
+        with contextlib.ExitStack() as held:
+            with self._room(request):
+                held.enter_context(self.leases.taken(lambda: [request], needed))
+            if self.find(request.asset, address) is None:
+                request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
+            with self._room(request), locked(self.root / "locks" / Address(request.asset, address).name):
+                found = self.find(request.asset, address)
+                manifest = found or self._compute(request, address)
+                self._point(request.asset, request.partition, address)
         return manifest, found is not None
 
     def _refuse(self, request: Build, error: AuditFailed) -> None:
@@ -196,15 +211,8 @@ class Store:
         return self.build(value).manifest if isinstance(value, Build) else value
 
     def verify(self, manifest: Manifest) -> list[str]:
-        """Re-hash every file of `manifest`; return one line per file that is missing or differs."""
-        faults = []
-        for entry in manifest.files:
-            path = manifest.directory / entry.path
-            if not path.exists():
-                faults.append(f"{manifest.label}: {entry.path} is missing")
-            elif sha256_file(path) != entry.sha256:
-                faults.append(f"{manifest.label}: {entry.path} differs from its recorded SHA-256")
-        return faults
+        """Re-hash every file of `manifest`; return one line per fault, as `pipelines.verification` finds them."""
+        return [str(fault) for fault in faults_of(manifest.directory, label=manifest.label)]
 
     def _compute(self, request: Build, address: str) -> Manifest:
         staging = self.root / "staging" / f"{request.asset}-{address}"
@@ -248,7 +256,8 @@ class Store:
         ).at(staging)
 
     def _publish(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
-        (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        manifest, content = sealed(manifest)
+        (staging / MANIFEST_NAME).write_bytes(content)
         for path in staging.rglob("*"):
             sync(path)
         sync(staging)
@@ -323,6 +332,21 @@ def _clear(staging: Path, *, kept: str | None) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with contextlib.suppress(OSError):
         staging.rmdir()
+
+
+def needed(builds: Sequence[Build]) -> set[Address]:
+    """Return every artifact that `builds` name: what they ask for, their inputs, and those of inputs that are requests themselves."""
+    found: set[Address] = set()
+    pending = list(builds)
+    while pending:
+        build = pending.pop()
+        own = Address(build.asset, build.fingerprint())
+        if own in found:
+            continue
+        inputs = [value for many in build.inputs.values() for value in _many(many)]
+        found |= {own, *(Address(r.asset, r.fingerprint) for r in (value.reference() for value in inputs if not isinstance(value, Build)))}
+        pending += [value for value in inputs if isinstance(value, Build)]
+    return found
 
 
 def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:

@@ -138,6 +138,33 @@ class Tracker:
         self._client.set_registered_model_alias(self._experiment, CHAMPION, version)
         return version
 
+    def promoted(self) -> dict[str, str]:
+        """Return the fingerprints of the artifacts that are versions of a registered model, and what the registry calls them.
+
+        Raises:
+            GristmillError: the tracking server does not say.
+        """
+        local = self._home / "mlflow.db"
+        if self._uri == f"sqlite:///{local}" and not local.exists():
+            return {}
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(self._promoted())
+        except MlflowException as error:
+            raise GristmillError(
+                f"the model registry at {self._uri} does not say which models were promoted ({error}); start it, or set MLFLOW_TRACKING_URI"
+            ) from error
+
+    def _promoted(self) -> Iterator[tuple[str, str]]:
+        for model in self._client.search_registered_models():
+            aliases: dict[str, list[str]] = {}
+            for alias, version in model.aliases.items():
+                aliases.setdefault(str(version), []).append(alias)
+            for version in self._client.search_model_versions(f"name = '{model.name}'"):
+                if fingerprint := version.tags.get("gristmill.fingerprint"):
+                    yield fingerprint, ", ".join([f"version {version.version} of {model.name}", *aliases.get(str(version.version), ())])
+
     def _version(self, checkpoint: Manifest, run_id: str) -> str:
         """Return the version of the registered model that `checkpoint` is, made where there is none."""
         model_id = self._logged_model(run_id)  # before the lock, which finding the experiment takes too

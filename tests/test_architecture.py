@@ -76,6 +76,7 @@ LAYERS = {
             "run_records",
             "run_summary",
             "run_watch",
+            "seen_documents",
             "shards",
             "shared_spans",
             "shares",
@@ -86,7 +87,7 @@ LAYERS = {
         *("candidates", "odd_texts", "selection_audits", "selection_plots", "throughput", "trainer", "vocabulary"),
     ),
     "plugins": plugins.KINDS,
-    "store": ("refusals", "store", "tracking", "tracking_database"),
+    "store": (*("housekeeping", "leases", "lineage", "pins", "refusals", "store", "tracking", "tracking_database", "verification"),),
     "shared": (
         "batch",
         "code_version",
