@@ -83,7 +83,7 @@ LAYERS = {
         *("candidates", "odd_texts", "selection_audits", "selection_plots", "throughput", "trainer", "vocabulary"),
     ),
     "plugins": plugins.KINDS,
-    "store": ("store", "tracking", "tracking_database"),
+    "store": ("remote_store", "store", "tracking", "tracking_database"),
     "shared": (
         "batch",
         "code_version",
@@ -102,6 +102,7 @@ LAYERS = {
         "plots",
         "plugins",
         "progress",
+        "remote_files",
         "rounding",
         "row_groups",
         "stream_kernels",
