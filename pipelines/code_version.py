@@ -28,8 +28,11 @@ INFRASTRUCTURE = frozenset(
         "plugins",
         "progress",
         "recipes",
+        "remote_files",
+        "remote_store",
         "store",
         "tracking",
+        "tracking_database",
     )
 )
 """Modules that cannot change an artifact's bytes."""
