@@ -294,7 +294,7 @@ class Store:
                 staging = self.root / "staging" / f"{asset}-{address}.{found.content_sha256[:8]}"
                 staging.mkdir(parents=True, exist_ok=True)
                 self.remote.download(found, staging)
-                self._publish(found, staging, address)
+                self._publish(found.at(staging), staging, address)
         return read_manifest(self.directory(asset, address))
 
     def _standing(self, asset: str, partition: str | None) -> str | None:
