@@ -11,6 +11,7 @@ artifact that goes: it would have a lease on it, which is a root. Removed it is 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import stat
@@ -203,18 +204,25 @@ class Keeper:
 
 
 def _item(kind: Kind, path: Path, name: str, *, kept: str = "") -> Item:
-    status = [one.lstat() for one in _all(path)]
-    sizes = {(one.st_dev, one.st_ino): one.st_size for one in status if not stat.S_ISDIR(one.st_mode)}
+    found = _statuses(path)
+    sizes = {(one.st_dev, one.st_ino): one.st_size for one in found if not stat.S_ISDIR(one.st_mode)}
     return Item(kind, name, path, sum(sizes.values()), _days(path), kept)
 
 
-def _all(path: Path) -> list[Path]:
-    return [path, *(path.rglob("*") if path.is_dir() else ())]
-
-
 def _days(path: Path) -> float:
-    """Return the days since something of `path` was last written."""
-    return max(0.0, (time.time() - max(one.lstat().st_mtime for one in _all(path))) / SECONDS_PER_DAY)
+    """Return the days since something of `path` was last written; 0 where it is not there any more."""
+    now = time.time()
+    return max(0.0, (now - max((one.st_mtime for one in _statuses(path)), default=now)) / SECONDS_PER_DAY)
+
+
+def _statuses(path: Path) -> list[os.stat_result]:
+    """Return what is known of `path` and all below it; a build may take files away meanwhile, which is no matter."""
+    inside = [os.path.join(folder, name) for folder, folders, files in os.walk(path) for name in (*folders, *files)]  # noqa: PTH118
+    found = []
+    for one in (path, *inside):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.lstat(one))
+    return found
 
 
 def _read_manifests(lineage: Lineage) -> None:

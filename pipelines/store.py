@@ -202,7 +202,8 @@ class Store:
             with self._room(request), locked(self._lock(request)):
                 found = self.find(request.asset, address)
                 manifest = found or self._compute(request, address)
-                self._point(request.asset, request.partition, address)
+                with self.leases.looking():  # with the gate held alone, no pointer is half written
+                    self._point(request.asset, request.partition, address)
         return manifest, found is not None
 
     def _refuse(self, request: Build, error: AuditFailed) -> None:
@@ -212,7 +213,8 @@ class Store:
         refused = Refusal(
             asset=request.asset, partition=request.partition, fingerprint=request.fingerprint(), standing=standing, failed=error.failed
         )
-        refusals.record(self.root, refused)
+        with self.leases.looking():
+            refusals.record(self.root, refused)
 
     def _lock(self, request: Build) -> Path:
         return self.root / "locks" / Address(request.asset, request.fingerprint()).name
