@@ -31,6 +31,8 @@ OWNERS = ["team:data"]
 TRAINING_POOL = "accelerator"
 """One training at a time per accelerator; the limit is set in dagster.yaml."""
 MAX_RETRIES = 2
+RETRY_SECONDS = 5
+"""Before the first retry; twice that before the second."""
 SHOWN_ERRORS = 5
 DATA_VERSION_TAG = "dagster/data_version"
 PROVENANCE_TAGS = ("dagster/code_version", "dagster/input_")
@@ -47,6 +49,7 @@ def mill_asset(
     deps: Sequence[str | dg.AssetDep] = (),
     kinds: set[str],
     plugin_kinds: Sequence[str] = (),
+    plugins: Sequence[str] = (),
     packages: tuple[str, ...] = (),
     training: bool = False,
     isolate: bool = False,
@@ -54,7 +57,8 @@ def mill_asset(
     """Make an asset of a function that returns the `Build` of a partition.
 
     Args:
-        step: the step the build runs; its code is the asset's code version, with that of all plugins of `plugin_kinds`.
+        step: the step the build runs; its code is the asset's code version, with that of all plugins of `plugin_kinds`, which recipes
+            choose from, and of the modules `plugins`, which the project has chosen.
         other_step: the step that it runs for some recipes instead; its audits have the same names.
         audits: the audits of the build, as check specs.
         training: holds the accelerator's pool while it runs, in a process of its own.
@@ -62,9 +66,9 @@ def mill_asset(
     """
 
     def wrap(request: Request) -> dg.AssetsDefinition:
-        plugins = tuple(f"pipelines.{kind}.{name}" for kind in plugin_kinds for name in names(kind))
+        choices = tuple(f"pipelines.{kind}.{name}" for kind in plugin_kinds for name in names(kind))
         modules = [one.__module__ for one in (step, other_step) if one]
-        version = code_version((*modules, *plugins), packages)
+        version = code_version((*modules, *choices, *plugins), packages)
         name = request.__name__
 
         @dg.asset(
@@ -81,14 +85,17 @@ def mill_asset(
                 dg.AssetCheckSpec(audit_name(audit), asset=name, blocking=is_blocking(audit), description=audit.__doc__) for audit in audits
             ],
             pool=TRAINING_POOL if training else None,
-            retry_policy=dg.RetryPolicy(max_retries=MAX_RETRIES, delay=5, backoff=dg.Backoff.EXPONENTIAL),
             output_required=False,
             dagster_type=dg.Nothing,
         )
         def materialize(context: AssetExecutionContext, mill: MillResource) -> Iterator[Any]:
+            checks = [audit_name(audit) for audit in audits]
             with contextlib.ExitStack() as held:
-                checks = [audit_name(audit) for audit in audits]
-                yield from _materialize(context, mill.open(), request, checks, held, isolate=training or isolate)
+                try:
+                    yield from _materialize(context, mill.open(), request, checks, held, isolate=training or isolate)
+                except Exception as error:
+                    _try_again(context, error)
+                    raise
 
         return materialize
 
@@ -131,6 +138,19 @@ def _materialize(
     yield from _check_results(asset, checks, [*(b.manifest for b, _ in done), *(e.manifest for e in errors if isinstance(e, AuditFailed))])
     if errors:
         _fail(asset, errors, len(partitions))
+
+
+def _try_again(context: AssetExecutionContext, error: Exception) -> None:
+    """Ask Dagster for another attempt where `error` may not come again.
+
+    No RetryPolicy does this: with one, Dagster retries a step whose run is cancelled too, and the cancelled run succeeds.
+
+    Raises:
+        dg.RetryRequested: up to `MAX_RETRIES` times.
+    """
+    if not isinstance(error, dg.Failure | GristmillError) and context.retry_number < MAX_RETRIES:
+        delay = RETRY_SECONDS * 2**context.retry_number
+        raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=delay) from error
 
 
 def _requests(mill: Mill, request: Request, asset: str, partitions: Sequence[Any]) -> tuple[list[Build], list[Exception]]:
