@@ -2,7 +2,8 @@
 
 An asset is a function from a partition to a `Build`. `mill_asset` turns it into an asset whose audits are its checks:
 the audit runs on what was staged, before it is published, so a failed audit is a failed check and no materialization.
-One run may hold many partitions; they are mapped over processes, and each gets its own materialization event.
+One run may hold many partitions; they are mapped over processes, and each gets its own materialization event. What trains
+runs in a child of its own (`assets_defs.children`).
 """
 
 import inspect
@@ -13,16 +14,18 @@ from typing import Any
 import dagster as dg
 from dagster import AssetExecutionContext
 
+from assets_defs.children import build_in_children
 from assets_defs.metadata import describe
+from assets_defs.reaping import tag_run
 from assets_defs.resources import Mill, MillResource
 from pipelines.code_version import code_version
-from pipelines.engine import Engine, map_shards
+from pipelines.engine import Engine, Mapped, map_shards
 from pipelines.errors import GristmillError
 from pipelines.manifests import Check, Manifest
 from pipelines.plugins import names
 from pipelines.progress import report_line
 from pipelines.store import Audit, AuditFailed, Build, Built, Step, Store, audit_name, is_blocking
-from pipelines.tracking import RunTags
+from pipelines.tracking import LiveRun, RunTags
 
 GROUP = "gristmill"
 OWNERS = ["team:data"]
@@ -82,6 +85,7 @@ def mill_asset(
             dagster_type=dg.Nothing,
         )
         def materialize(context: AssetExecutionContext, mill: MillResource) -> Iterator[Any]:
+            tag_run(context)
             yield from _materialize(context, mill.open(), request, [audit_name(audit) for audit in audits], isolate=training or isolate)
 
         return materialize
@@ -100,7 +104,7 @@ def _materialize(context: AssetExecutionContext, mill: Mill, request: Request, c
     errors: list[Exception] = []
     with ThreadPoolExecutor(1) as pool:
         logs: list[Future[str]] = []
-        for mapped in map_shards(_Building(mill.store), builds, _engine(mill, builds), isolate=isolate):
+        for mapped in _mapped(context, mill, builds, pool, isolate=isolate):
             if mapped.error:
                 errors.append(mapped.error)
                 report_line(f"{mapped.item.label}: FAILED: {mapped.error}")
@@ -117,6 +121,21 @@ def _materialize(context: AssetExecutionContext, mill: Mill, request: Request, c
     yield from _check_results(asset, checks, [*(b.manifest for b, _ in done), *(e.manifest for e in errors if isinstance(e, AuditFailed))])
     if errors:
         _fail(asset, errors, len(partitions))
+
+
+def _mapped(
+    context: AssetExecutionContext, mill: Mill, builds: Sequence[Build], pool: ThreadPoolExecutor, *, isolate: bool
+) -> Iterator[Mapped[Build, Built]]:
+    """Yield what became of each of `builds`, in order."""
+    if not isolate:
+        return map_shards(_Building(mill.store), builds, _engine(mill, builds))
+
+    def live(build: Build) -> LiveRun:
+        tags = RunTags(context.run_id, build.asset, build.partition, build.fingerprint())
+        directory = mill.store.staging(build.asset, build.fingerprint())
+        return LiveRun(mill.tracker, tags, directory, parent=_parent_run(context, build.partition))
+
+    return build_in_children(context, mill.store, builds, mill.engine.num_workers, live=live, pool=pool)
 
 
 class _Building:
@@ -181,10 +200,14 @@ def _track(context: AssetExecutionContext, mill: Mill, built: Built, pool: Threa
     if run_id := mill.tracker.recorded(manifest):
         return mill.tracker.url(run_id)
     tags = RunTags(context.run_id, manifest.asset, manifest.partition, manifest.fingerprint)
-    parent = manifest.partition.partition("|")[0] if manifest.partition in _recipe_partitions(context) else "ingestion"
-    run_id = mill.tracker.start(manifest, parent=parent, tags=tags)
+    run_id = mill.tracker.start(manifest, parent=_parent_run(context, manifest.partition), tags=tags)
     logs.append(pool.submit(mill.tracker.finish, run_id, manifest))
     return mill.tracker.url(run_id)
+
+
+def _parent_run(context: AssetExecutionContext, partition: str | None) -> str:
+    """Return the name of the MLflow run that groups those of `partition`: its recipe's, or the ingestion's."""
+    return str(partition).partition("|")[0] if partition in _recipe_partitions(context) else "ingestion"
 
 
 def _recipe_partitions(context: AssetExecutionContext) -> set[str]:

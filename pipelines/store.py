@@ -124,6 +124,14 @@ class Store:
         """Return where the artifact with fingerprint `address` lies or would lie."""
         return self.root / "artifacts" / asset / address
 
+    def staging(self, asset: str, address: str) -> Path:
+        """Return where the artifact with fingerprint `address` is written before it is published."""
+        return self.root / "staging" / f"{asset}-{address}"
+
+    def lock(self, asset: str, address: str) -> Path:
+        """Return the lock file that the one writer of the artifact with fingerprint `address` holds."""
+        return self.root / "locks" / f"{asset}-{address}"
+
     def find(self, asset: str, address: str) -> Manifest | None:
         """Return the published artifact, or None."""
         directory = self.directory(asset, address)
@@ -163,7 +171,7 @@ class Store:
         address = request.fingerprint()
         if self.find(request.asset, address) is None:
             request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
-        with self._room(request), locked(self.root / "locks" / f"{request.asset}-{address}"):
+        with self._room(request), locked(self.lock(request.asset, address)):
             found = self.find(request.asset, address)
             manifest = found or self._compute(request, address)
             manifest = manifest.for_partition(request.partition)
@@ -187,7 +195,7 @@ class Store:
         return faults
 
     def _compute(self, request: Build, address: str) -> Manifest:
-        staging = self.root / "staging" / f"{request.asset}-{address}"
+        staging = self.staging(request.asset, address)
         if not request.resumable:
             shutil.rmtree(staging, ignore_errors=True)
         try:
