@@ -32,6 +32,9 @@ COMPUTING = "computing"
 class ChildEnded(RuntimeError):
     """A child was asked to end, or ended without a word; a retry goes on from the newest resume point of its artifact."""
 
+    went_on = False
+    """It left a newer resume point than it found."""
+
 
 def stream_seconds() -> float:
     """Return the seconds between two lines of progress in Dagster."""

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,8 +27,10 @@ from dagster import AssetExecutionContext
 from assets_defs.child import COMPUTING, PARENT, ChildEnded, decoded, encoded, stream_seconds
 from pipelines.engine import SHORT_SPIN, Mapped
 from pipelines.interruption import grace_seconds
-from pipelines.store import Build, Built, Store
+from pipelines.store import RESUME, Build, Built, Store
 from pipelines.tracking import LiveRun
+
+warnings.filterwarnings("ignore", message=".*expected_writer_count.* is currently in preview")  # which a session of Pipes calls itself
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_AFTER_GRACE = 5.0
@@ -44,6 +47,9 @@ class Child:
     process: subprocess.Popen[bytes]
     closing: contextlib.ExitStack
     live: LiveRun
+    staging: Path
+    found: str
+    """The newest resume point when it began."""
     shown: Future[str | None] | None = None
     told: bool = False
     next_look: float = field(default_factory=lambda: time.monotonic() + stream_seconds())
@@ -54,12 +60,14 @@ class Child:
 
     def show(self, context: AssetExecutionContext, pool: ThreadPoolExecutor) -> None:
         """Have MLflow shown what was recorded, now and then, once the child computes; never wait for it."""
-        if time.monotonic() < self.next_look or (self.shown and not self.shown.done()):
+        if self.shown and not self.shown.done():
             return
-        self.next_look = time.monotonic() + stream_seconds()
         if self.shown and not self.told and (url := self.shown.result()):
             self.told = True
             context.log.info(f"{self.build.label} in MLflow: {url}")
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + stream_seconds()
         if COMPUTING in self.session.get_custom_messages():
             self.shown = pool.submit(self.live.update)
 
@@ -73,9 +81,13 @@ class Child:
                 mapped = decoded(message["result"])
                 if mapped.error:
                     self.live.leave("FAILED")
-                return mapped
+                return self._ended(mapped.error) if isinstance(mapped.error, ChildEnded) else mapped
         self.live.leave("FAILED")
-        return Mapped(self.build, error=ChildEnded(f"{self.build.label}: {_last_words(self.process.returncode)}"))
+        return self._ended(ChildEnded(f"{self.build.label}: {_last_words(self.process.returncode)}"))
+
+    def _ended(self, error: ChildEnded) -> Mapped[Build, Built]:
+        error.went_on = newest_point(self.staging) > self.found
+        return Mapped(self.build, error=error)
 
     def end(self) -> None:
         """Ask the process to end, wait until it has, and end what is left of it."""
@@ -151,7 +163,13 @@ def _start(context: AssetExecutionContext, store: Store, build: Build, live: Liv
         process = subprocess.Popen(
             [sys.executable, "-m", "assets_defs.child"], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
         )
-        return Child(build, session, process, opened.pop_all(), live)
+        staging = store.staging(build.asset, build.fingerprint())
+        return Child(build, session, process, opened.pop_all(), live, staging, newest_point(staging))
+
+
+def newest_point(staging: Path) -> str:
+    """Return the name of the newest resume point of the artifact that is written in `staging`; they sort by their step."""
+    return max((path.name for path in (staging / RESUME).glob("step-*")), default="")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 from dagster import AssetExecutionContext
 
+from assets_defs.child import ChildEnded
 from assets_defs.children import build_in_children
 from assets_defs.metadata import describe
 from assets_defs.reaping import tag_run
@@ -33,6 +34,8 @@ TRAINING_POOL = "accelerator"
 """One training at a time per accelerator; the limit is set in dagster.yaml."""
 DATA_VERSION_TAG = "dagster/data_version"
 PROVENANCE_TAGS = ("dagster/code_version", "dagster/input_")
+
+MAX_RETRIES, SECONDS_TO_RETRY = 2, 5
 
 Request = Callable[[Mill, Any], Build]
 
@@ -80,13 +83,18 @@ def mill_asset(
                 dg.AssetCheckSpec(audit_name(audit), asset=name, blocking=is_blocking(audit), description=audit.__doc__) for audit in audits
             ],
             pool=TRAINING_POOL if training else None,
-            retry_policy=dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL),
             output_required=False,
             dagster_type=dg.Nothing,
         )
         def materialize(context: AssetExecutionContext, mill: MillResource) -> Iterator[Any]:
             tag_run(context)
-            yield from _materialize(context, mill.open(), request, [audit_name(audit) for audit in audits], isolate=training or isolate)
+            checks = [audit_name(audit) for audit in audits]
+            try:
+                yield from _materialize(context, mill.open(), request, checks, isolate=training or isolate)
+            except (dg.Failure, dg.DagsterError):
+                raise
+            except Exception as error:  # noqa: BLE001  whatever it is: a retry finds what is published, and resume points
+                _retry(context, error)
 
         return materialize
 
@@ -118,9 +126,22 @@ def _materialize(context: AssetExecutionContext, mill: Mill, request: Request, c
         yield from (_result(built, url) for built, url in done)
     else:
         yield from _partition_events(context, done, finished=not errors)
-    yield from _check_results(asset, checks, [*(b.manifest for b, _ in done), *(e.manifest for e in errors if isinstance(e, AuditFailed))])
+    if audited := [*(b.manifest for b, _ in done), *(e.manifest for e in errors if isinstance(e, AuditFailed))]:
+        yield from _check_results(asset, checks, audited)
     if errors:
         _fail(asset, errors, len(partitions))
+
+
+def _retry(context: AssetExecutionContext, error: Exception) -> None:
+    """Ask for a retry, twice; again and again where a child got further before it was ended: a month of training outlives many kills.
+
+    Not by a RetryPolicy: Dagster takes the cancelling of a step that has one for a failure, and runs it again (1.13).
+    """
+    context.log.warning(f"{error}; the step is run again, if it was not twice already")
+    went_on = isinstance(error, ChildEnded) and error.went_on
+    most = context.retry_number + 1 if went_on else MAX_RETRIES
+    wait = SECONDS_TO_RETRY if went_on else SECONDS_TO_RETRY * 2**context.retry_number
+    raise dg.RetryRequested(max_retries=most, seconds_to_wait=wait) from error
 
 
 def _mapped(

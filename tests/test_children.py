@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from training_location import request, world_in
@@ -14,6 +17,7 @@ from training_location import request, world_in
 from benchmarks.dagster_server import DagsterServer
 from pipelines.manifests import Manifest
 from pipelines.store import Store
+from pipelines.tracking import Tracker
 
 pytestmark = pytest.mark.slow
 
@@ -72,11 +76,18 @@ class Trainings(DagsterServer):
         return not self.children() and not self.held_slots()
 
 
+def is_asked_to_end(process: psutil.Process) -> bool:
+    """Return whether SIGTERM waits for a suspended process."""
+    pending = re.search(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    return bool(int(pending.group(1), 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     dev = Trainings(tmp_path_factory.mktemp("children").resolve() / "project")
     os.environ["TRAINING_STEPS"] = STEPS
     world_in(dev.store.root)
+    Tracker(dev.store.root, "small").parent_run("ingestion")  # the database takes seconds to make
     try:
         dev.start()
         yield dev
@@ -95,17 +106,19 @@ def undisturbed(dev: Trainings, tmp_path_factory: pytest.TempPathFactory) -> Man
 def test_a_killed_child_is_retried_to_the_same_bytes_and_the_same_mlflow_run(dev: Trainings, undisturbed: Manifest) -> None:
     run = dev.train("killed")
     dev.wait_for_point("killed", 100)
-    (shown,) = dev.wait_for("metrics in MLflow", 60, lambda: dev.mlflow_runs().get("killed"))
+    (child,) = dev.children()
+    child.suspend()  # a quick machine would be done before it can be looked at
+    dev.wait_for("link to MLflow", 60, lambda: any("in MLflow: http" in message for message in dev.messages(run)))
+    (shown,) = dev.mlflow_runs()["killed"]
     dev.wait_for("loss in MLflow", 60, lambda: dev.mlflow().get_metric_history(shown, "train_loss"))
     assert dev.mlflow().get_run(shown).info.status == "RUNNING"
-    (child,) = dev.children()
     child.kill()
     assert dev.over(run) == "SUCCESS"
     made = dev.store.current("general_checkpoint", "killed")
     assert made.fingerprint == undisturbed.fingerprint
     assert made.content_sha256 == undisturbed.content_sha256
     messages = "\n".join(dev.messages(run))
-    assert "was killed by SIGKILL" in messages and "up for retry" in messages
+    assert "was killed by SIGKILL" in messages and "requested a retry" in messages
     assert "tokens/s" in messages and "loss" in messages, "lines of progress come while it trains"
     assert dev.mlflow_runs()["killed"] == [shown], "the retry goes on in the run that showed the first attempt"
     history = [metric.step for metric in dev.mlflow().get_metric_history(shown, "train_loss")]
@@ -117,8 +130,12 @@ def test_a_killed_child_is_retried_to_the_same_bytes_and_the_same_mlflow_run(dev
 def test_a_cancelled_training_leaves_a_resume_point_and_nothing_else(dev: Trainings) -> None:
     run = dev.train("cancelled")
     dev.wait_for_point("cancelled", 50)
+    (child,) = dev.children()
+    child.suspend()
     before = max(dev.points("cancelled"))
     dev.terminate(run)
+    dev.wait_for("signal to the child", 60, lambda: is_asked_to_end(child))
+    child.resume()
     assert dev.over(run) == "CANCELED"
     dev.wait_for("end of the child", 20, dev.is_idle)
     after = max(dev.points("cancelled"))
