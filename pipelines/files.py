@@ -60,6 +60,18 @@ def locked(path: Path, *, shared: bool = False, waiting: Callable[[], None] = la
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether another process holds the lock file `path`."""
+    if not path.exists():
+        return False
+    with path.open("r") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def matching_files(pattern: str, root: Path) -> list[Path]:
     """Return the files that `pattern` names, relative to `root` unless absolute; local copies of what a URL names.
 

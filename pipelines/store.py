@@ -135,6 +135,14 @@ class Store:
         """Return where the artifact with fingerprint `address` lies or would lie."""
         return self.root / "artifacts" / asset / address
 
+    def staging(self, asset: str, address: str) -> Path:
+        """Return where the artifact with fingerprint `address` is written before it is published."""
+        return self.root / "staging" / f"{asset}-{address}"
+
+    def lock(self, asset: str, address: str) -> Path:
+        """Return the lock file that the one writer of the artifact with fingerprint `address` holds."""
+        return self.root / "locks" / Address(asset, address).name
+
     def find(self, asset: str, address: str) -> Manifest | None:
         """Return the published artifact, or None; one that the remote holds is fetched."""
         directory = self.directory(asset, address)
@@ -181,7 +189,7 @@ class Store:
             raise
         manifest = manifest.for_partition(request.partition)
         if self.remote:
-            with self._room(request), locked(self._lock(request)):
+            with self._room(request), locked(self.lock(request.asset, request.fingerprint())):
                 self.remote.publish(manifest)
         return Built(manifest, hit=hit, seconds=time.perf_counter() - started)
 
@@ -199,7 +207,7 @@ class Store:
                 held.enter_context(self.leases.taken(lambda: [request], needed))
             if self.find(request.asset, address) is None:
                 request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
-            with self._room(request), locked(self._lock(request)):
+            with self._room(request), locked(self.lock(request.asset, request.fingerprint())):
                 found = self.find(request.asset, address)
                 manifest = found or self._compute(request, address)
                 with self.leases.looking():  # with the gate held alone, no pointer is half written
@@ -216,9 +224,6 @@ class Store:
         with self.leases.looking():
             refusals.record(self.root, refused)
 
-    def _lock(self, request: Build) -> Path:
-        return self.root / "locks" / Address(request.asset, request.fingerprint()).name
-
     def _built(self, value: Input | tuple[Input, ...]) -> Input | tuple[Input, ...]:
         if isinstance(value, tuple):
             return tuple(self._built(item) for item in value)  # type: ignore[misc]
@@ -229,7 +234,7 @@ class Store:
         return [str(fault) for fault in faults_of(manifest.directory, label=manifest.label)]
 
     def _compute(self, request: Build, address: str) -> Manifest:
-        staging = self.root / "staging" / f"{request.asset}-{address}"
+        staging = self.staging(request.asset, address)
         if not request.resumable:
             shutil.rmtree(staging, ignore_errors=True)
         try:
