@@ -15,9 +15,7 @@ def _sources(project: Project) -> tuple[str, ...]:
     return tuple(dict.fromkeys(module for name, values in used for module in corpus.plugin_modules(name, values)))
 
 
-@mill_asset(
-    step=corpus.ingest, audits=corpus.CORPUS_AUDITS, partitions=SOURCE, kinds={"parquet"}, plugins=_sources(load_project())
-)
+@mill_asset(step=corpus.ingest, audits=corpus.CORPUS_AUDITS, partitions=SOURCE, kinds={"parquet"}, plugins=_sources(load_project()))
 def raw_corpus(mill: Mill, partition: str) -> Build:
     """Documents as they came, of one domain and one collection month.
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.errors import GristmillError
+from pipelines.growing_records import GrowingRecords
 from pipelines.manifests import Json, Manifest
 from pipelines.progress import warn
 from pipelines.tracking_database import database_lock, with_driver
@@ -361,7 +362,7 @@ class LiveRun:
     def __init__(self, tracker: Tracker, tags: RunTags, directory: Path, *, parent: str) -> None:
         self._tracker, self._tags, self._directory, self._parent = tracker, tags, directory, parent
         self._run_id: str | None = None
-        self._files = {name: _Growing(directory / name) for name in CURVES}
+        self._files = {name: GrowingRecords(directory / name) for name in CURVES}
         self._tokens: dict[str, int] = {}
         """The newest tokens that the run holds, by file."""
         self._warned = False
@@ -397,7 +398,7 @@ class LiveRun:
             self._tokens[name] = max((tokens for tokens, _ in self._tracker.held(run_id, f"{prefix}_loss")), default=-1)
         self._run_id = run_id
 
-    def _add(self, name: str, file: _Growing) -> None:
+    def _add(self, name: str, file: GrowingRecords) -> None:
         records, position = file.unread()
         fresh = [record for record in records if record["tokens"] > self._tokens[name]]
         if fresh:
@@ -410,31 +411,6 @@ class LiveRun:
         if not self._warned:
             warn(f"MLflow does not show {self._tags.asset} {self._tags.partition or ''} while it is computed: {error}")
         self._warned = True
-
-
-class _Growing:
-    """A file of records that somebody appends to, or puts back as it was at an earlier step."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._inode = 0
-        self.position = 0
-        """Where the unread begins."""
-
-    def unread(self) -> tuple[list[dict[str, Json]], int]:
-        """Return the whole records that were not read yet, all of a file that was replaced; and where they end."""
-        try:
-            file = self._path.open("rb")
-        except FileNotFoundError:
-            return [], 0
-        with file:
-            status = os.fstat(file.fileno())
-            if status.st_ino != self._inode or status.st_size < self.position:
-                self._inode, self.position = status.st_ino, 0
-            file.seek(self.position)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()], self.position + len(whole)
 
 
 def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, str]:

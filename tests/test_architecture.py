@@ -109,6 +109,7 @@ LAYERS = {
         "engine",
         "errors",
         "files",
+        "growing_records",
         "hidden_states",
         "interruption",
         "intervals",
