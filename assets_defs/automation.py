@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from assets_defs.partitions import SOURCE
+from assets_defs.reaping import lost_runs
 from assets_defs.resources import Mill, MillResource
 from pipelines.corpus import corpus_settings
 from pipelines.documents import split_partition
@@ -161,4 +162,4 @@ def _identity(settings: Mapping[str, Json]) -> str:
 
 
 SCHEDULES = (monthly_snapshot, monthly_fit)
-SENSORS = (new_source_files,)
+SENSORS = (new_source_files, lost_runs)

@@ -7,22 +7,20 @@ import time
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from assets_defs.automation import OVER_ALL, STAGES
 from assets_defs.partitions import PROBES, SOURCE
+from assets_defs.reaping import process_tag, reap
 from assets_defs.resources import Mill, MillResource, load_project, load_recipes, root_directory
 from pipelines.documents import split_partition
 from pipelines.errors import GristmillError, UnknownName
 from pipelines.manifests import Json
 from pipelines.recipes import Recipe
 
-PID_TAG = "gristmill/pid"
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]
 
 
 def drive(name: str) -> None:
@@ -63,24 +61,6 @@ def _in_order(name: str, recipes: Mapping[str, Recipe], asked: tuple[str, ...] =
     return list(dict.fromkeys([*before, name]))
 
 
-def reap(instance: dg.DagsterInstance) -> None:
-    """Report as failed every run of this command whose process is gone, and free the pool slots of runs that are over.
-
-    A killed process does neither, and a slot that nobody holds keeps the next training waiting for ever.
-    """
-    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        pid = run.tags.get(PID_TAG)
-        if pid and not psutil.pid_exists(int(pid)):
-            instance.report_run_failed(run, "the process that ran it is gone")
-    storage = instance.event_log_storage
-    held = {slot.run_id for key in storage.get_concurrency_keys() for slot in storage.get_concurrency_info(key).claimed_slots}
-    held |= {step.run_id for key in storage.get_concurrency_keys() for step in storage.get_concurrency_info(key).pending_steps}
-    for run_id in held:
-        run = instance.get_run_by_id(run_id)
-        if run is None or run.is_finished:
-            storage.free_concurrency_slots_for_run(run_id)
-
-
 def source_range(recipe: Recipe) -> tuple[str, str]:
     """Return the first and the last source partition of the smallest rectangle of domains and snapshots that is needed.
 
@@ -116,7 +96,7 @@ def _run_stage(defs: dg.Definitions, instance: dg.DagsterInstance, stage: str, n
     }[stage]
     started = time.monotonic()
     print(f"{stage}{f' [{first}]' if first == last and first else ''}", file=sys.stderr, flush=True)
-    tags = {PID_TAG: str(os.getpid())}
+    tags = process_tag()
     if first != last:
         tags |= dict(zip(RANGE_TAGS, (first, last), strict=True))
     job = defs.resolve_job_def(stage)

@@ -13,6 +13,7 @@ from pipelines.engine import Engine
 from pipelines.errors import GristmillError
 from pipelines.manifests import Manifest, Member
 from pipelines.recipes import Project, Recipe
+from pipelines.remote_store import RemoteStore
 from pipelines.store import Store
 from pipelines.tracking import Tracker
 
@@ -44,10 +45,10 @@ def load_recipes() -> dict[str, Recipe]:
 class Mill:
     """Everything an asset needs to say what it wants."""
 
-    def __init__(self, home: Path, engine: Engine) -> None:
+    def __init__(self, home: Path, engine: Engine, remote: str = "") -> None:
         self.home = home
         self.engine = engine
-        self.store = Store(home)
+        self.store = Store(home, RemoteStore(remote) if remote else None)
 
     @property
     def root(self) -> Path:
@@ -115,10 +116,13 @@ class MillResource(dg.ConfigurableResource):
     """Directory of artifacts and tracking; GRISTMILL_HOME or ``.gristmill`` where empty."""
     workers: int = 0
     """Processes per step; GRISTMILL_WORKERS, or one per core where 0."""
+    remote: str = ""
+    """URL of object storage that the home is then a cache of, as in ``s3://bucket/folder``; GRISTMILL_REMOTE, or none where empty."""
 
     def open(self) -> Mill:
         workers = self.workers or int(os.environ.get("GRISTMILL_WORKERS") or 0)
-        return Mill(Path(self.home).absolute() if self.home else home_directory(), Engine(workers=workers))
+        home = Path(self.home).absolute() if self.home else home_directory()
+        return Mill(home, Engine(workers=workers), self.remote or os.environ.get("GRISTMILL_REMOTE", ""))
 
 
 def in_time_order(partitions: list[str]) -> list[str]:

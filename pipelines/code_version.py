@@ -24,12 +24,16 @@ INFRASTRUCTURE = frozenset(
         "engine",
         "errors",
         "files",
+        "interruption",
         "manifests",
         "plugins",
         "progress",
         "recipes",
+        "remote_files",
+        "remote_store",
         "store",
         "tracking",
+        "tracking_database",
     )
 )
 """Modules that cannot change an artifact's bytes."""

@@ -76,7 +76,7 @@ def map_shards(
 
     def start(number: int) -> None:
         with _environment(SHORT_SPIN if isolate else ONE_THREAD):
-            futures.extend(pool.submit(_attempt_in_worker, function, item) for item in islice(waiting, number))
+            futures.extend(pool.submit(attempt, function, item) for item in islice(waiting, number))
 
     try:
         start(ahead or len(items))
@@ -114,7 +114,8 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Res
         return Mapped(item, error=error)
 
 
-def _attempt_in_worker(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Result]:
+def attempt(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Result]:
+    """Return ``function(item)``, or the error it raised as one that can be pickled."""
     mapped = _attempt(function, item)
     return Mapped(item, error=_portable(mapped.error)) if mapped.error else mapped
 

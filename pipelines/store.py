@@ -8,13 +8,13 @@
     <root>/locks/                               one writer per artifact
     <root>/leases/                              what living processes read and write: `pipelines.leases`
 
-Asking again for what is published is a hit and costs one small read.
+Asking again for what is published is a hit and costs one small read. With a `RemoteStore` behind it the root is a cache: what is
+not there is looked for and fetched from the remote, and what is published is sent there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import resource
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from pipelines import refusals
 from pipelines.code_version import code_version, installed_version
@@ -47,6 +47,7 @@ from pipelines.manifests import (
 )
 from pipelines.plugins import Settings
 from pipelines.refusals import Refusal
+from pipelines.remote_store import RemoteStore, pointed_at, pointer_content, pointer_name
 from pipelines.spending import Meter
 from pipelines.verification import faults_of
 
@@ -123,20 +124,31 @@ class Built:
 
 
 class Store:
-    """Artifacts under one root directory on a local or mounted file system."""
+    """Artifacts under one root directory on a local or mounted file system, with or without object storage behind it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, remote: RemoteStore | None = None) -> None:
         self.root = Path(root).absolute()
         self.leases = Leases(self.root)
+        self.remote = remote
 
     def directory(self, asset: str, address: str) -> Path:
         """Return where the artifact with fingerprint `address` lies or would lie."""
         return self.root / "artifacts" / asset / address
 
+    def staging(self, asset: str, address: str) -> Path:
+        """Return where the artifact with fingerprint `address` is written before it is published."""
+        return self.root / "staging" / f"{asset}-{address}"
+
+    def lock(self, asset: str, address: str) -> Path:
+        """Return the lock file that the one writer of the artifact with fingerprint `address` holds."""
+        return self.root / "locks" / Address(asset, address).name
+
     def find(self, asset: str, address: str) -> Manifest | None:
-        """Return the published artifact, or None."""
+        """Return the published artifact, or None; one that the remote holds is fetched."""
         directory = self.directory(asset, address)
-        return read_manifest(directory) if (directory / MANIFEST_NAME).exists() else None
+        if (directory / MANIFEST_NAME).exists():
+            return read_manifest(directory)
+        return self._fetch(asset, address) if self.remote else None
 
     def current(self, asset: str, partition: str | None = None) -> Manifest:
         """Return the artifact that `partition` of `asset` stands at.
@@ -144,22 +156,23 @@ class Store:
         Raises:
             MissingArtifact: it has not been materialized.
         """
-        pointer = self._pointer(asset, partition)
+        address = self._standing(asset, partition)
         label = f"{asset}[{partition}]" if partition else asset
-        if not pointer.exists():
+        if address is None:
             raise MissingArtifact(f"{label} has not been materialized; materialize it first (`gristmill run`, or in the UI)")
-        found = self.find(asset, _pointed_at(pointer))
+        found = self.find(asset, address)
         if found is None:
             raise MissingArtifact(f"{label}: its artifact is gone from {self.root}; materialize it again")
         return found.for_partition(partition)
 
     def is_current(self, asset: str, partition: str | None = None) -> bool:
         """Return whether `partition` of `asset` stands at an artifact."""
-        return self._pointer(asset, partition).exists()
+        return self._pointer(asset, partition).exists() or self._standing(asset, partition) is not None
 
     def partitions(self, asset: str) -> list[str]:
         """Return the partitions of `asset` that stand at an artifact, sorted."""
-        return sorted(unquote(path.stem) for path in (self.root / "current" / asset).glob("*.json") if path.stem != "_")
+        here = {unquote(path.stem) for path in (self.root / "current" / asset).glob("*.json") if path.stem != "_"}
+        return sorted(here | self.remote.partitions(asset) if self.remote else here)
 
     def build(self, request: Build) -> Built:
         """Return the artifact that `request` asks for, computing it if it is not there.
@@ -174,7 +187,11 @@ class Store:
         except AuditFailed as error:
             self._refuse(request, error)
             raise
-        return Built(manifest.for_partition(request.partition), hit=hit, seconds=time.perf_counter() - started)
+        manifest = manifest.for_partition(request.partition)
+        if self.remote:
+            with self._room(request), locked(self.lock(request.asset, request.fingerprint())):
+                self.remote.publish(manifest)
+        return Built(manifest, hit=hit, seconds=time.perf_counter() - started)
 
     def _hit(self, request: Build) -> tuple[Manifest, bool] | None:
         """Return what is asked for where it is there, and have its partition stand at it; housekeeping waits meanwhile."""
@@ -190,7 +207,7 @@ class Store:
                 held.enter_context(self.leases.taken(lambda: [request], needed))
             if self.find(request.asset, address) is None:
                 request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
-            with self._room(request), locked(self.root / "locks" / Address(request.asset, address).name):
+            with self._room(request), locked(self.lock(request.asset, request.fingerprint())):
                 found = self.find(request.asset, address)
                 manifest = found or self._compute(request, address)
                 with self.leases.looking():  # with the gate held alone, no pointer is half written
@@ -200,7 +217,7 @@ class Store:
     def _refuse(self, request: Build, error: AuditFailed) -> None:
         """Remember that the last attempt at this partition failed an audit, its own or that of what it is made of."""
         pointer = self._pointer(request.asset, request.partition)
-        standing = _pointed_at(pointer) if pointer.exists() else None
+        standing = pointed_at(pointer.read_bytes()) if pointer.exists() else None
         refused = Refusal(
             asset=request.asset, partition=request.partition, fingerprint=request.fingerprint(), standing=standing, failed=error.failed
         )
@@ -217,7 +234,7 @@ class Store:
         return [str(fault) for fault in faults_of(manifest.directory, label=manifest.label)]
 
     def _compute(self, request: Build, address: str) -> Manifest:
-        staging = self.root / "staging" / f"{request.asset}-{address}"
+        staging = self.staging(request.asset, address)
         if not request.resumable:
             shutil.rmtree(staging, ignore_errors=True)
         try:
@@ -265,11 +282,33 @@ class Store:
         sync(staging)
         final = self.directory(manifest.asset, address)
         final.parent.mkdir(parents=True, exist_ok=True)
+        if (final / MANIFEST_NAME).exists():  # fetched meanwhile: another machine was faster
+            shutil.rmtree(staging)
+            return read_manifest(final)
         if final.exists():  # no manifest in it, else it had been found: left by a half-removed artifact
             shutil.rmtree(final)
         staging.rename(final)
         sync(final.parent)
         return manifest.at(final)
+
+    def _fetch(self, asset: str, address: str) -> Manifest | None:
+        """Bring an artifact from the remote and publish it here; None where the remote has none."""
+        found = self.remote.find(asset, address) if self.remote else None
+        if found is None:
+            return None
+        with locked(self.root / "locks" / f"{asset}-{address}.fetch"):
+            if not (self.directory(asset, address) / MANIFEST_NAME).exists():
+                staging = self.root / "staging" / f"{asset}-{address}.{found.content_sha256[:8]}"
+                staging.mkdir(parents=True, exist_ok=True)
+                self.remote.download(found, staging)
+                self._publish(found.at(staging), staging, address)
+        return read_manifest(self.directory(asset, address))
+
+    def _standing(self, asset: str, partition: str | None) -> str | None:
+        """Return the fingerprint that `partition` stands at: for all machines where there is a remote, else here."""
+        address = self.remote.current(asset, partition) if self.remote else None
+        pointer = self._pointer(asset, partition)
+        return address or (pointed_at(pointer.read_bytes()) if pointer.exists() else None)
 
     def _reject(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
         rejected = self.root / "rejected" / f"{manifest.asset}-{address}"
@@ -279,12 +318,12 @@ class Store:
         return manifest.at(rejected)
 
     def _pointer(self, asset: str, partition: str | None) -> Path:
-        return self.root / "current" / asset / f"{quote(partition, safe='') if partition else '_'}.json"
+        return self.root / pointer_name(asset, partition)
 
     def _point(self, asset: str, partition: str | None, address: str) -> None:
         refusals.clear(self.root, asset, partition)
         pointer = self._pointer(asset, partition)
-        content = json.dumps({"partition": partition, "fingerprint": address})
+        content = pointer_content(partition, address)
         if pointer.exists() and pointer.read_text() == content:
             return
         pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -353,14 +392,6 @@ def needed(builds: Sequence[Build]) -> set[Address]:
 
 def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:
     return value if isinstance(value, tuple) else (value,)
-
-
-def _pointed_at(pointer: Path) -> str:
-    """Return the fingerprint in `pointer`; one that a power failure cut short stands for an artifact that is gone."""
-    try:
-        return json.loads(pointer.read_text())["fingerprint"]
-    except ValueError:
-        return "damaged"
 
 
 def _provenance(started: datetime, spent: Mapping[str, float], packages: Sequence[str]) -> dict[str, Json]:
