@@ -22,7 +22,7 @@ EVALUATIONS = ("evaluation", "task_evaluation", "classification", "comparison")
 
 def trace(mill: Mill, name: str, recipe: str | None) -> dict[str, Any]:
     """Return what is known of the artifact or the document that a name stands for; `recipe` is that of `trace_document`."""
-    address = Lineage(mill.store.root).resolve(name)
+    address = mill.lineage.resolve(name)
     return trace_document(mill, name, recipe) if address is None else trace_artifact(mill, address)
 
 
@@ -35,7 +35,7 @@ def trace_artifact(mill: Mill, address: Address, *, documents: Path | None = Non
     Raises:
         GristmillError: `documents` is asked of what is no checkpoint, or exists.
     """
-    lineage = Lineage(mill.store.root)
+    lineage = mill.lineage
     manifest = opened(mill, address)
     ancestors = lineage.ancestors(address)
     found = {
@@ -57,7 +57,7 @@ def trace_artifact(mill: Mill, address: Address, *, documents: Path | None = Non
 
 def downstream(mill: Mill, address: Address) -> dict[str, Any]:
     """Return what was made from an artifact and stands at a partition now."""
-    lineage = Lineage(mill.store.root)
+    lineage = mill.lineage
     descendants = lineage.descendants(address)
     standing = [node for node in descendants if lineage.standing.get(node.address)]
     return {
@@ -86,7 +86,7 @@ def trace_document(mill: Mill, name: str, recipe: str | None) -> dict[str, Any]:
     if not raw:
         raise MissingArtifact("nothing was ingested; materialize raw_corpus first (`gristmill run`, or job `ingest`)")
     place = find(name, raw)
-    lineage = Lineage(mill.store.root)
+    lineage = mill.lineage
     checkpoints = _checkpoints(lineage, [recipe] if recipe else sorted(known))
     origin = next(manifest for manifest in raw if manifest.partition == place.partition)
     decided = _decisions(mill, lineage, place, checkpoints, [recipe] if recipe else sorted(known))
