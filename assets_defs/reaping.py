@@ -27,9 +27,9 @@ def process_tag() -> dict[str, str]:
 def tag_run(context: AssetExecutionContext) -> None:
     """Note in the run of `context` that this process runs it, once."""
     tag = process_tag()
-    if context.run.tags.get(PROCESS_TAG) != tag[PROCESS_TAG] and context.run_id not in _tagged:
-        context.instance.add_run_tags(context.run_id, tag)
-        _tagged.add(context.run_id)
+    if context.run.tags.get(PROCESS_TAG) != tag[PROCESS_TAG] and context.run.run_id not in _tagged:
+        context.instance.add_run_tags(context.run.run_id, tag)
+        _tagged.add(context.run.run_id)
 
 
 _tagged: set[str] = set()

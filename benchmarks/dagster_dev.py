@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -59,8 +59,19 @@ REEXECUTE = """mutation($run: String!){launchRunReexecution(reexecutionParams: {
   ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"""
 MESSAGES = """query($run: ID!){runOrError(runId: $run){... on Run{eventConnection{events{... on MessageEvent{message}
   ... on AssetCheckEvaluationEvent{evaluation{checkName success}}}}}}}"""
+CANCEL_BACKFILL = """mutation($id: String!){cancelPartitionBackfill(backfillId: $id){__typename
+  ... on CancelBackfillSuccess{backfillId} ... on PythonError{message}}}"""
+RESUME_BACKFILL = """mutation($id: String!){
+  reexecutePartitionBackfill(reexecutionParams: {parentRunId: $id, strategy: FROM_FAILURE}){__typename
+  ... on LaunchBackfillSuccess{backfillId} ... on PythonError{message}}}"""
+PARTITIONS_PAGE = """query($asset: AssetKeyInput!){assetNodeOrError(assetKey: $asset){... on AssetNode{id
+  partitionKeysByDimension{name type partitionKeys}
+  assetPartitionStatuses{... on MultiPartitionStatuses{primaryDimensionName ranges{primaryDimStartKey primaryDimEndKey
+    secondaryDim{... on DefaultPartitionStatuses{materializedPartitions failedPartitions unmaterializedPartitions}
+      ... on TimePartitionStatuses{ranges{status startKey endKey}}}}}}}}}"""
 SCHEDULE_TICKS = """query($s: ScheduleSelector!){scheduleOrError(scheduleSelector: $s){... on Schedule{scheduleState{
   ticks(limit: 5){status runIds error{message}}}}}}"""
+T = TypeVar("T")
 OVER = ("SUCCESS", "FAILURE", "CANCELED")
 RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
@@ -120,7 +131,7 @@ class DagsterDev:
         (field,) = answer["data"].values()
         return field
 
-    def wait_for(self, what: str, seconds: float, found: Callable[[], Any]) -> Any:  # noqa: ANN401 - as `found` does
+    def wait_for(self, what: str, seconds: float, found: Callable[[], T]) -> T:
         """Return the first true value of `found`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -157,6 +168,12 @@ class DagsterDev:
             for asset, keys in partitions.items()
         ]
         launched = self.ask(BACKFILL, p={"partitionsByAssets": wanted, "title": "a test", "tags": []})
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        return launched["backfillId"]
+
+    def resume(self, backfill: str) -> str:
+        """Launch what a backfill that is over did not materialize, and return the new one's id."""
+        launched = self.ask(RESUME_BACKFILL, id=backfill)
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         return launched["backfillId"]
 
@@ -234,5 +251,5 @@ class DagsterDev:
 
 
 def tags(node: dict[str, Any]) -> dict[str, str]:
-    """Return the tags of a run or an event by key."""
+    """Return the tags of a run, a run request or a materialization."""
     return {tag["key"]: tag["value"] for tag in node["tags"]}

@@ -28,6 +28,7 @@ INFRASTRUCTURE = frozenset(
         "manifests",
         "plugins",
         "progress",
+        "ray_shards",
         "recipes",
         "remote_files",
         "remote_store",

@@ -122,6 +122,7 @@ LAYERS = {
         "plots",
         "plugins",
         "progress",
+        "ray_shards",
         "remote_files",
         "rounding",
         "row_groups",
@@ -144,7 +145,7 @@ SIDEWAYS = {"recipes", "parts", "store", "shared"}
 OF_THE_STORE = {"advisory"}
 """What a step may import of the store: the mark of an audit that warns."""
 
-HEAVY = ("torch", "transformers", "datasets", "mlflow", "submodlib", "sklearn", "matplotlib")
+HEAVY = ("ray", "s3fs", "torch", "transformers", "datasets", "mlflow", "submodlib", "sklearn", "matplotlib")
 MAX_LINES = 450
 LONGER: dict[str, int] = {}
 """Files that are too long and not yet split; a bound of its own keeps each from growing."""
