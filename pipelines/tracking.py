@@ -13,11 +13,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.errors import GristmillError
 from pipelines.growing_records import GrowingRecords
@@ -193,19 +193,22 @@ class Tracker:
             return {}
         from mlflow.exceptions import MlflowException
 
+        found: dict[str, str] = {}
         try:
-            return dict(self._promoted())
+            for fingerprint, name in self._promoted():
+                found[fingerprint] = "; ".join(filter(None, [found.get(fingerprint), name]))
+            return found
         except MlflowException as error:
             raise GristmillError(
                 f"the model registry at {self._uri} does not say which models were promoted ({error}); start it, or set MLFLOW_TRACKING_URI"
             ) from error
 
     def _promoted(self) -> Iterator[tuple[str, str]]:
-        for model in self._client.search_registered_models():
+        for model in _pages(self._client.search_registered_models):
             aliases: dict[str, list[str]] = {}
             for alias, version in model.aliases.items():
                 aliases.setdefault(str(version), []).append(alias)
-            for version in self._client.search_model_versions(f"name = '{model.name}'"):
+            for version in _pages(partial(self._client.search_model_versions, f"name = '{model.name}'")):
                 if fingerprint := version.tags.get("gristmill.fingerprint"):
                     yield fingerprint, ", ".join([f"version {version.version} of {model.name}", *aliases.get(str(version.version), ())])
 
@@ -318,6 +321,17 @@ class Tracker:
         )
         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, manifest.counts.get("tokens", 0))])
+
+
+def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Yield what all pages of a search hold."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _milliseconds(started: Json) -> int:

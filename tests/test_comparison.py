@@ -269,6 +269,7 @@ def test_promotion_goes_through_the_gate(store: Store, old: Manifest, new: Manif
     from mlflow import MlflowClient
 
     tracker = Tracker(home, "mill")
+    assert tracker.promoted() == {} and not (home / "mlflow.db").exists()
     checkpoint, comparison = checkpoint_of(store, "new"), compared(store, new, old, guards={"book": 0.08})
     with pytest.raises(GristmillError, match="has no run on sqlite"):
         tracker.promote(checkpoint, comparison)
@@ -287,6 +288,7 @@ def test_promotion_goes_through_the_gate(store: Store, old: Manifest, new: Manif
     assert (champion.version, champion.run_id) == (version.version, run_id)
     assert champion.tags["gristmill.comparison"] == comparison.fingerprint and champion.tags["recipe"] == "new"
     assert Path(champion.source.removeprefix("file://"), "config.json").exists()
+    assert tracker.promoted() == {checkpoint.fingerprint: "version 1 of mill, champion"}
 
 
 def test_another_checkpoint_takes_the_alias(store: Store, old: Manifest, new: Manifest, home: Path) -> None:
@@ -304,3 +306,6 @@ def test_another_checkpoint_takes_the_alias(store: Store, old: Manifest, new: Ma
         client = MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
         assert client.get_model_version_by_alias("another-mill", "champion").tags["recipe"] == name
     assert versions == ["1", "2", "1"]
+    promoted = tracker.promoted()
+    assert "version 1 of another-mill, champion" in promoted[checkpoint_of(store, "new").fingerprint]
+    assert promoted[checkpoint_of(store, "old").fingerprint] == "version 2 of another-mill"

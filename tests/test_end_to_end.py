@@ -157,6 +157,7 @@ def test_the_target_is_learned_and_forgetting_grows_with_its_share(milled: Proje
 
 
 def test_a_second_run_is_a_cache_hit(milled: Project) -> None:
+    assert "; 0 things" in asked(milled, "gc", "--delete")
     started = time.monotonic()
     output = milled.run("run", "--recipe", "tiny")
     assert time.monotonic() - started < 60
