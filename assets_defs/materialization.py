@@ -14,6 +14,8 @@ import dagster as dg
 from dagster import AssetExecutionContext
 
 from assets_defs.metadata import describe
+from assets_defs.overrides import overridable, override_metadata, overriding
+from assets_defs.recipes import recipe_metadata, recipe_table
 from assets_defs.resources import Mill, MillResource
 from pipelines.code_version import code_version
 from pipelines.engine import Engine, map_shards
@@ -32,6 +34,8 @@ DATA_VERSION_TAG = "dagster/data_version"
 PROVENANCE_TAGS = ("dagster/code_version", "dagster/input_")
 
 Request = Callable[[Mill, Any], Build]
+REQUESTS: dict[str, Request] = {}
+"""The function of each asset, by its name: what the partition's artifact is made from, without making it."""
 
 
 def mill_asset(
@@ -62,6 +66,8 @@ def mill_asset(
         modules = [one.__module__ for one in (step, other_step) if one]
         version = code_version((*modules, *plugins), packages)
         name = request.__name__
+        REQUESTS[name] = request
+        by_recipe = isinstance(partitions, dg.StaticPartitionsDefinition)
 
         @dg.asset(
             name=name,
@@ -73,6 +79,8 @@ def mill_asset(
             partitions_def=partitions,
             backfill_policy=dg.BackfillPolicy.single_run() if partitions else None,
             code_version=version,
+            config_schema=overridable(name),
+            metadata=recipe_table() if by_recipe else None,
             check_specs=[
                 dg.AssetCheckSpec(audit_name(audit), asset=name, blocking=is_blocking(audit), description=audit.__doc__) for audit in audits
             ],
@@ -82,7 +90,8 @@ def mill_asset(
             dagster_type=dg.Nothing,
         )
         def materialize(context: AssetExecutionContext, mill: MillResource) -> Iterator[Any]:
-            yield from _materialize(context, mill.open(), request, [audit_name(audit) for audit in audits], isolate=training or isolate)
+            asked = overriding(name, request, context.op_execution_context.op_config)
+            yield from _materialize(context, mill.open(), asked, [audit_name(audit) for audit in audits], isolate=training or isolate)
 
         return materialize
 
@@ -111,7 +120,7 @@ def _materialize(context: AssetExecutionContext, mill: Mill, request: Request, c
         for log in logs:
             log.result()
     if len(partitions) == 1:
-        yield from (_result(built, url) for built, url in done)
+        yield from (_result(context, built, url) for built, url in done)
     else:
         yield from _partition_events(context, done, finished=not errors)
     yield from _check_results(asset, checks, [*(b.manifest for b, _ in done), *(e.manifest for e in errors if isinstance(e, AuditFailed))])
@@ -135,8 +144,15 @@ def _engine(mill: Mill, builds: Sequence[Build]) -> Engine:
     return mill.engine if pending else Engine(kind="serial")
 
 
-def _result(built: Built, url: str | None) -> dg.MaterializeResult:
-    return dg.MaterializeResult(metadata=describe(built, url), data_version=dg.DataVersion(built.manifest.fingerprint))
+def _described(context: AssetExecutionContext, built: Built, url: str | None) -> dict[str, dg.MetadataValue]:
+    """Return the metadata of a materialization, with that of the recipe that it belongs to and of what a run overrode."""
+    by_recipe = isinstance(context.assets_def.partitions_def, dg.StaticPartitionsDefinition)
+    recipe = recipe_metadata(str(built.manifest.partition)) if by_recipe else {}
+    return describe(built, url) | recipe | override_metadata(built.manifest)
+
+
+def _result(context: AssetExecutionContext, built: Built, url: str | None) -> dg.MaterializeResult:
+    return dg.MaterializeResult(metadata=_described(context, built, url), data_version=dg.DataVersion(built.manifest.fingerprint))
 
 
 def _partition_events(context: AssetExecutionContext, done: Sequence[tuple[Built, str | None]], *, finished: bool) -> Iterator[Any]:
@@ -154,7 +170,7 @@ def _partition_events(context: AssetExecutionContext, done: Sequence[tuple[Built
         yield dg.AssetMaterialization(
             asset_key=context.asset_key,
             partition=key,
-            metadata=describe(built, url),
+            metadata=_described(context, built, url),
             tags={**provenance, **_dimensions(context, key), DATA_VERSION_TAG: built.manifest.fingerprint},
         )
 
@@ -180,7 +196,7 @@ def _track(context: AssetExecutionContext, mill: Mill, built: Built, pool: Threa
     manifest = built.manifest
     if run_id := mill.tracker.recorded(manifest):
         return mill.tracker.url(run_id)
-    tags = RunTags(context.run_id, manifest.asset, manifest.partition, manifest.fingerprint)
+    tags = RunTags(context.run.run_id, manifest.asset, manifest.partition, manifest.fingerprint)
     parent = manifest.partition.partition("|")[0] if manifest.partition in _recipe_partitions(context) else "ingestion"
     run_id = mill.tracker.start(manifest, parent=parent, tags=tags)
     logs.append(pool.submit(mill.tracker.finish, run_id, manifest))

@@ -79,6 +79,9 @@ class Build:
     """Packages whose version is part of the identity."""
     resumable: bool = False
     """The step continues from what a killed attempt left in its directory; after a full disk, from its folder `resume` alone."""
+    overrides: Mapping[str, Json] = field(default_factory=dict)
+    """What of `settings` a run overrode, by dotted key: recorded in the artifact that it makes; no part of the identity but through
+    `settings`."""
 
     @property
     def label(self) -> str:
@@ -218,7 +221,7 @@ class Store:
             inputs=request.references(),
             files=files,
             outcome=outcome,
-            provenance=_provenance(started, seconds, request.packages),
+            provenance=_provenance(started, seconds, request.packages) | _overridden(request),
         ).at(staging)
 
     def _publish(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
@@ -308,6 +311,10 @@ def _pointed_at(pointer: Path) -> str:
         return json.loads(pointer.read_text())["fingerprint"]
     except ValueError:
         return "damaged"
+
+
+def _overridden(request: Build) -> dict[str, Json]:
+    return {"overrides": dict(request.overrides)} if request.overrides else {}
 
 
 def _provenance(started: datetime, seconds: float, packages: Sequence[str]) -> dict[str, Json]:

@@ -83,7 +83,7 @@ LAYERS = {
         *("candidates", "odd_texts", "selection_audits", "selection_plots", "throughput", "trainer", "vocabulary"),
     ),
     "plugins": plugins.KINDS,
-    "store": ("store", "tracking"),
+    "store": ("overrides", "store", "tracking"),
     "shared": (
         "batch",
         "code_version",
