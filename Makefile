@@ -2,7 +2,7 @@
 #
 #   make run RECIPE=tiny              another recipe of recipes/
 #   make setup PYTHON=python3.12      another interpreter, 3.11 to 3.13 (after `make clean`)
-#   make setup EXTRAS=test,bench,ray  more extras of pyproject.toml
+#   make setup EXTRAS=test,ray        more extras of pyproject.toml
 #   make setup TORCH_INDEX=URL        a package index that holds the torch build wanted, CPU or CUDA; without it pip takes its default
 
 SHELL := /bin/bash
@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
 RECIPE ?= code-critical
-EXTRAS ?= test,bench
+EXTRAS ?= test,bench,postgres,s3
 TORCH_INDEX ?=
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))

@@ -22,6 +22,7 @@ from assets_defs import (  # noqa: E402
     filtering,
     mixture,
     probing,
+    recipes_report,
     report,
     selection,
     sweeping,
@@ -55,6 +56,7 @@ ASSETS = dg.load_assets_from_modules(
         classification,
         comparison,
         report,
+        recipes_report,
     ]
 )
 

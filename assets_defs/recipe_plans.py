@@ -45,7 +45,7 @@ class PlannedStore(Store):
     """A store in which every artifact stands as it is planned; nothing is written to it."""
 
     def __init__(self, mill: Mill) -> None:
-        super().__init__(mill.store.root)
+        super().__init__(mill.store.root, mill.store.remote)
         self._mill = PlannedMill(mill, self)
         self._current = cache(self._planned)
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import dagster as dg
 
+from assets_defs.gates import demand_whole
 from pipelines.configuration import RecipeBook, open_recipes, read_project
 from pipelines.documents import partition_file, split_partition
 from pipelines.engine import Engine
 from pipelines.errors import GristmillError
 from pipelines.manifests import Manifest, Member
 from pipelines.recipes import Project, Recipe
+from pipelines.remote_store import RemoteStore
 from pipelines.store import Store
 from pipelines.tracking import Tracker
 
@@ -43,10 +45,10 @@ def load_recipes() -> RecipeBook:
 class Mill:
     """Everything an asset needs to say what it wants."""
 
-    def __init__(self, home: Path, engine: Engine) -> None:
+    def __init__(self, home: Path, engine: Engine, remote: str = "") -> None:
         self.home = home
         self.engine = engine
-        self.store = Store(home)
+        self.store = Store(home, RemoteStore(remote) if remote else None)
 
     @property
     def root(self) -> Path:
@@ -72,14 +74,14 @@ class Mill:
         """Return the materialized source partitions of `asset` that `recipe` takes, snapshots in time order, then domains.
 
         Raises:
-            GristmillError: a domain of the recipe has none.
+            GristmillError: a domain of the recipe has none, or a partition that it takes was refused by its audit.
         """
-        wanted = {"all"} if recipe.snapshots == "all" else set(recipe.snapshots)
-        found = [
-            key
-            for key in self.store.partitions(asset)
-            if split_partition(key)[0] in recipe.domains and ({"all", split_partition(key)[1]} & wanted)
-        ]
+
+        def wanted(domain: str, snapshot: str) -> bool:
+            return domain in recipe.domains and (recipe.snapshots == "all" or snapshot in recipe.snapshots)
+
+        found = [key for key in self.store.partitions(asset) if wanted(*split_partition(key))]
+        demand_whole(self.store, asset, found, wanted)
         missing = sorted(set(recipe.domains) - {split_partition(key)[0] for key in found})
         if missing:
             raise GristmillError(
@@ -94,6 +96,7 @@ class Mill:
     def fit_sample(self) -> tuple[Manifest, ...]:
         """Return the cleaned corpora of the pinned sample."""
         keys = [key for key in self.store.partitions("cleaned_corpus") if split_partition(key)[1] in self.project.fit_on]
+        demand_whole(self.store, "cleaned_corpus", keys, lambda _, snapshot: snapshot in self.project.fit_on)
         if not keys:
             raise GristmillError(
                 f"no cleaned_corpus of {', '.join(self.project.fit_on)}; `fit_on` in project.yaml names the snapshots to ingest first"
@@ -117,10 +120,13 @@ class MillResource(dg.ConfigurableResource):
     """Directory of artifacts and tracking; GRISTMILL_HOME or ``.gristmill`` where empty."""
     workers: int = 0
     """Processes per step; GRISTMILL_WORKERS, or one per core where 0."""
+    remote: str = ""
+    """URL of object storage that the home is then a cache of, as in ``s3://bucket/folder``; GRISTMILL_REMOTE, or none where empty."""
 
     def open(self) -> Mill:
         workers = self.workers or int(os.environ.get("GRISTMILL_WORKERS") or 0)
-        return Mill(Path(self.home).absolute() if self.home else home_directory(), Engine(workers=workers))
+        home = Path(self.home).absolute() if self.home else home_directory()
+        return Mill(home, Engine(workers=workers), self.remote or os.environ.get("GRISTMILL_REMOTE", ""))
 
 
 def in_time_order(partitions: list[str]) -> list[str]:

@@ -24,12 +24,17 @@ INFRASTRUCTURE = frozenset(
         "engine",
         "errors",
         "files",
+        "interruption",
         "manifests",
         "plugins",
         "progress",
+        "ray_shards",
         "recipes",
+        "remote_files",
+        "remote_store",
         "store",
         "tracking",
+        "tracking_database",
     )
 )
 """Modules that cannot change an artifact's bytes."""

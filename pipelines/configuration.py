@@ -46,6 +46,10 @@ class RecipeBook(Mapping[str, Recipe]):
             raise UnknownName("recipe", name, self.names)
         return self._recipes[name]
 
+    def get(self, name: str, default: Recipe | None = None) -> Recipe | None:  # type: ignore[override]
+        """Return recipe `name`, or `default` where it cannot be used or there is none."""
+        return self._recipes.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._recipes
 

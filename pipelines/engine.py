@@ -1,4 +1,4 @@
-"""One function maps a pure function over items: in this process, or over a pool of processes.
+"""One function maps a pure function over items: in this process, over a pool of processes, or over a Ray cluster.
 
 The results come in the order of the items and do not depend on the number of workers. Children die with their parent
 and use one thread each, so that the pool, not BLAS, spends the cores. A child that maps does so itself: pools do not nest.
@@ -16,10 +16,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from multiprocessing import get_context
-from typing import Generic, Literal, TypeVar
+from multiprocessing import active_children, get_context
+from typing import Generic, Literal, TypeVar, get_args
+
+from pipelines.errors import UnknownName
+from pipelines.ray_shards import map_with_ray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,11 +35,22 @@ SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
 their speed with OpenMP's default, at half of it with this, and lose a tenth on idle cores."""
 
 
+Kind = Literal["serial", "processes", "ray"]
+
+
+def _chosen_kind() -> Kind:
+    chosen = os.environ.get("GRISTMILL_ENGINE") or "processes"
+    if chosen not in get_args(Kind):
+        raise UnknownName("engine (GRISTMILL_ENGINE)", chosen, get_args(Kind))
+    return chosen  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Engine:
     """Where shards are mapped."""
 
-    kind: Literal["serial", "processes"] = "processes"
+    kind: Kind = field(default_factory=_chosen_kind)
+    """GRISTMILL_ENGINE, or processes. The results are the same; `ray` needs the extra of that name."""
     workers: int = 0
     """Processes; 0 means GRISTMILL_WORKERS or, without it, one per core this process may use."""
 
@@ -59,13 +74,17 @@ def map_shards(
     """Yield ``function(item)`` for every item, in order; an item's error is yielded, not raised.
 
     Args:
-        isolate: use fresh child processes, even for one item: their memory ends with them, and their threads are their own.
+        isolate: use fresh child processes, even for one item: their memory ends with them, and their threads are their own. They
+            are of this machine, also where Ray maps the rest.
         ahead: start at most this many items before the result of the first is taken, so that results do not pile up; 0 starts all.
 
     Raises:
         RuntimeError: a worker process was killed (out of memory, most often).
     """
     engine = engine or Engine()
+    if engine.kind == "ray" and items and not isolate and not _is_worker:
+        yield from map_with_ray(partial(_attempt_on_node, function), items, workers=engine.num_workers, ahead=ahead, environment=ONE_THREAD)
+        return
     alone = engine.num_workers == 1 or len(items) < 2 or _is_worker
     if not items or engine.kind == "serial" or (alone and not isolate):
         yield from (_attempt(function, item) for item in items)
@@ -76,7 +95,7 @@ def map_shards(
 
     def start(number: int) -> None:
         with _environment(SHORT_SPIN if isolate else ONE_THREAD):
-            futures.extend(pool.submit(_attempt_in_worker, function, item) for item in islice(waiting, number))
+            futures.extend(pool.submit(attempt, function, item) for item in islice(waiting, number))
 
     try:
         start(ahead or len(items))
@@ -90,6 +109,10 @@ def map_shards(
         raise RuntimeError(
             "a worker process was killed, most often for lack of memory; set GRISTMILL_WORKERS lower and run again"
         ) from error
+    except BaseException as error:
+        if not isolate and not isinstance(error, Exception | GeneratorExit):
+            _stop(pool)
+        raise
     finally:
         for future in futures:
             future.cancel()
@@ -110,9 +133,17 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Res
         return Mapped(item, error=error)
 
 
-def _attempt_in_worker(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Result]:
+def attempt(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Result]:
+    """Return ``function(item)``, or the error it raised as one that can be pickled."""
     mapped = _attempt(function, item)
     return Mapped(item, error=_portable(mapped.error)) if mapped.error else mapped
+
+
+def _attempt_on_node(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Result]:
+    """As in a worker of a pool; Ray ends its own with their node."""
+    global _is_worker
+    _is_worker = True
+    return attempt(function, item)
 
 
 def _portable(error: Exception) -> Exception:
@@ -133,6 +164,14 @@ def _shared_pool(workers: int) -> ProcessPoolExecutor:
         _pools[workers] = _new_pool(workers)
         atexit.register(_pools[workers].shutdown, wait=False, cancel_futures=True)
     return _pools[workers]
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool whose run is cancelled: they would finish what they are at, and this process would wait for them."""
+    _pools.clear()
+    pool.shutdown(wait=False, cancel_futures=True)
+    for child in active_children():
+        child.terminate()
 
 
 def _is_usable(pool: ProcessPoolExecutor) -> bool:

@@ -8,12 +8,13 @@ import fcntl
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from pipelines.errors import GristmillError
 from pipelines.manifests import sha256_file
+from pipelines.remote_files import is_url, local_copies, url_of
 
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_SPACE_WORDS = re.compile("|".join([*map(os.strerror, OUT_OF_SPACE), r"\d+ requested and \d+ written"]))
@@ -41,20 +42,44 @@ def is_out_of_space(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` (flock, exclusive); it is let go when the process ends, however it ends."""
+def locked(path: Path, *, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path` (flock); it is let go when the process ends, however it ends.
+
+    Args:
+        shared: hold it together with others that do so, too.
+        waiting: called once where another process has to be waited for.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, kind)
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether another process holds the lock file `path`."""
+    if not path.exists():
+        return False
+    with path.open("r") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def matching_files(pattern: str, root: Path) -> list[Path]:
-    """Return the files that `pattern` names, relative to `root` unless absolute.
+    """Return the files that `pattern` names, relative to `root` unless absolute; local copies of what a URL names.
 
     Raises:
         GristmillError: it names none, or leaves `root` by ``..``.
     """
+    if is_url(pattern):
+        return local_copies(pattern, root)
     if not Path(pattern).is_absolute() and ".." in Path(pattern).parts:
         raise GristmillError(f"path {pattern!r} leaves the project's directory by '..'; give an absolute path for files outside it")
     if (root / pattern).is_file():
@@ -69,7 +94,9 @@ def matching_files(pattern: str, root: Path) -> list[Path]:
 
 
 def shown_path(path: Path, root: Path) -> str:
-    """Return `path` relative to `root` where it lies in it, so that it reads the same on every machine."""
+    """Return `path` relative to `root` where it lies in it, and a copy's URL, so that it reads the same on every machine."""
+    if url := url_of(path, root):
+        return url
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 

@@ -40,6 +40,7 @@ STEPS = (
     "classification",
     "comparison",
     "report",
+    "recipes_report",
 )
 LAYERS = {
     # Each may import itself where it is a folder, and what stands in the layers below it; with exceptions under ALSO.
@@ -51,11 +52,13 @@ LAYERS = {
         *(
             "cards",
             "checkpoints",
+            "compared_rows",
             "duplicate_register",
             "explanation",
             "filter_tables",
             "minhash",
             "ngrams",
+            "page_reader",
             "pages",
             "report_artifacts",
             "report_sections",
@@ -70,9 +73,11 @@ LAYERS = {
             "model_state",
             "plan",
             "reselection",
+            "run_limits",
             "run_records",
             "run_summary",
             "run_watch",
+            "seen_documents",
             "shards",
             "shared_spans",
             "shares",
@@ -83,7 +88,21 @@ LAYERS = {
         *("candidates", "odd_texts", "selection_audits", "selection_plots", "throughput", "trainer", "vocabulary"),
     ),
     "plugins": plugins.KINDS,
-    "store": ("overrides", "store", "tracking"),
+    "store": (
+        *(
+            "housekeeping",
+            "leases",
+            "lineage",
+            "overrides",
+            "pins",
+            "refusals",
+            "remote_store",
+            "store",
+            "tracking",
+            "tracking_database",
+            "verification",
+        ),
+    ),
     "shared": (
         "batch",
         "code_version",
@@ -91,7 +110,9 @@ LAYERS = {
         "engine",
         "errors",
         "files",
+        "growing_records",
         "hidden_states",
+        "interruption",
         "intervals",
         "linear_cross_entropy",
         "manifests",
@@ -102,8 +123,11 @@ LAYERS = {
         "plots",
         "plugins",
         "progress",
+        "ray_shards",
+        "remote_files",
         "rounding",
         "row_groups",
+        "spending",
         "stream_kernels",
         "token_bytes",
         "words",
@@ -114,6 +138,7 @@ ALSO = {
     ("evaluators", "shards"),  # an evaluator reads held-out documents as the shards lay them out
     ("sources", "token_formats"),  # token files of other trainers are decoded to text
     ("objectives", "teachers"),  # a teacher in memory gives the soft targets of a loss
+    ("tasks", "filters"),  # what a model writes is judged by the toxicity filter
     ("set_functions", "embedders"),  # the integer grid of the embeddings
 }
 SIDEWAYS = {"recipes", "parts", "store", "shared"}
@@ -121,7 +146,7 @@ SIDEWAYS = {"recipes", "parts", "store", "shared"}
 OF_THE_STORE = {"advisory"}
 """What a step may import of the store: the mark of an audit that warns."""
 
-HEAVY = ("torch", "transformers", "datasets", "mlflow", "submodlib", "sklearn", "matplotlib")
+HEAVY = ("ray", "s3fs", "torch", "transformers", "datasets", "mlflow", "submodlib", "sklearn", "matplotlib")
 MAX_LINES = 450
 LONGER: dict[str, int] = {}
 """Files that are too long and not yet split; a bound of its own keeps each from growing."""

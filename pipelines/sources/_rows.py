@@ -62,7 +62,8 @@ class FileSource(Source):
     """Base of the sources that read files."""
 
     paths: tuple[Template, ...] = Field(min_length=1)
-    """Files; globs (``*``, ``?``, ``**``) and placeholders allowed. Relative to the project's directory, or absolute."""
+    """Files; globs (``*``, ``?``, ``**``) and placeholders allowed. Relative to the project's directory, absolute, or URLs
+    such as ``s3://bucket/{domain}/*.jsonl.zst``, of which a local copy is kept."""
     values: dict[ConstantField, Template] = Field(default_factory=dict)
     """Values of fields that the input leaves empty, such as the licence of a whole dump. Placeholders allowed."""
 
