@@ -273,9 +273,9 @@ def promote(recipe: Annotated[str, typer.Argument(help="A file in recipes/, with
 
     Refused where its comparison did not pass the check `not_worse_than_baseline`; the broken guards are named.
     """
-    mill = _mill()
-    checkpoint, comparison = (mill.store.current(asset, recipe) for asset in ("pretrained_checkpoint", "comparison"))
-    version = mill.tracker.promote(checkpoint, comparison)
+    with _reading() as mill:
+        checkpoint, comparison = (mill.store.current(asset, recipe) for asset in ("pretrained_checkpoint", "comparison"))
+        version = mill.tracker.promote(checkpoint, comparison)
     typer.echo(f"{checkpoint.label} is version {version} of models:/{mill.project.name}@champion")
 
 

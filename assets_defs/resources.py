@@ -11,6 +11,7 @@ from pipelines.configuration import RecipeBook, open_recipes, read_project
 from pipelines.documents import partition_file, split_partition
 from pipelines.engine import Engine
 from pipelines.errors import GristmillError
+from pipelines.lineage import Lineage
 from pipelines.manifests import Manifest, Member
 from pipelines.recipes import Project, Recipe
 from pipelines.remote_store import RemoteStore
@@ -57,6 +58,11 @@ class Mill:
     @property
     def project(self) -> Project:
         return load_project()
+
+    @property
+    def lineage(self) -> Lineage:
+        """The graph of the store's artifacts as it stands now."""
+        return Lineage(self.store.root, self.store.remote)
 
     @cached_property
     def tracker(self) -> Tracker:

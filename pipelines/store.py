@@ -185,15 +185,19 @@ class Store:
             OutOfSpace: the disk is full; nothing is published and what was written is removed, but for resume points.
         """
         started = time.perf_counter()
-        try:
-            manifest, hit = self._hit(request) or self._found_or_computed(request, request.fingerprint())
-        except AuditFailed as error:
-            self._refuse(request, error)
-            raise
-        manifest = manifest.for_partition(request.partition)
-        if self.remote:
-            with self._room(request), locked(self.lock(request.asset, request.fingerprint())):
-                self.remote.publish(manifest)
+        with contextlib.ExitStack() as held:
+            if self.remote:
+                with self._room(request):
+                    held.enter_context(self.leases.taken(lambda: [request], needed))
+            try:
+                manifest, hit = self._hit(request) or self._found_or_computed(request, request.fingerprint())
+            except AuditFailed as error:
+                self._refuse(request, error)
+                raise
+            manifest = manifest.for_partition(request.partition)
+            if self.remote:
+                with self._room(request), locked(self.lock(request.asset, request.fingerprint())):
+                    self.remote.publish(manifest)
         return Built(manifest, hit=hit, seconds=time.perf_counter() - started)
 
     def _hit(self, request: Build) -> tuple[Manifest, bool] | None:
