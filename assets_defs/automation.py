@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from assets_defs.partitions import SOURCE
+from assets_defs.reaping import lost_runs
 from assets_defs.resources import Mill, MillResource
 from pipelines.corpus import corpus_settings
 from pipelines.documents import split_partition
@@ -40,6 +41,7 @@ TRAINED = (
     "comparison",
     "report",
 )
+COMPARED = ("recipes_report",)
 
 
 def _job(name: str, assets: tuple[str, ...], description: str):  # noqa: ANN202 - dagster does not export the type
@@ -58,9 +60,21 @@ train = _job(
     "train", TRAINED, "By recipe: critical ratio and the run that verifies it, mixture, pretrained checkpoint, evaluation, report."
 )
 
-JOBS = (ingest, fit, measure, ingest_and_measure, decide, probe, train)
-STAGES = (("ingest", INGESTED), ("fit", FITTED), ("measure", MEASURED), ("decide", DECIDED), ("probe", PROBED), ("train", TRAINED))
+compare = _job("compare", COMPARED, "Over all recipes that were evaluated: the page that sets them side by side.")
+
+JOBS = (ingest, fit, measure, ingest_and_measure, decide, probe, train, compare)
+STAGES = (
+    ("ingest", INGESTED),
+    ("fit", FITTED),
+    ("measure", MEASURED),
+    ("decide", DECIDED),
+    ("probe", PROBED),
+    ("train", TRAINED),
+    ("compare", COMPARED),
+)
 """The order in which `gristmill run` drives the graph: one Dagster job cannot span two partition spaces."""
+OVER_ALL = "compare"
+"""The stage that has no partition of a recipe: once is enough, at the end."""
 
 monthly_snapshot = dg.build_schedule_from_partitioned_job(
     ingest_and_measure,
@@ -148,4 +162,4 @@ def _identity(settings: Mapping[str, Json]) -> str:
 
 
 SCHEDULES = (monthly_snapshot, monthly_fit)
-SENSORS = (new_source_files,)
+SENSORS = (new_source_files, lost_runs)

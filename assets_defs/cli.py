@@ -5,12 +5,17 @@ gristmill ui                     Dagster and MLflow on 127.0.0.1
 gristmill recipes                list and check the recipes
 gristmill export ASSET PARTITION DIRECTORY
 gristmill tokens export DIRECTORY --format nanotron (--recipe NAME [--role general] | --partition PARTITION)
-gristmill verify ASSET [PARTITION]
+gristmill verify ASSET[PARTITION]    re-hash an artifact and all it was made from; --all: the whole store
+gristmill trace DOCUMENT_ID | ASSET[PARTITION] | FINGERPRINT    from a document to its training steps, from a number to its ancestors
+gristmill gc [--delete]          what nothing needs any more; gristmill pin ASSET[PARTITION] keeps it
 gristmill explain ID [--recipe NAME] [--json]    why a document was kept or dropped
+gristmill refusals               partitions whose last attempt failed its audit; --dismiss ASSET [PARTITION]
 gristmill promote RECIPE         make its checkpoint the champion of MLflow's registry, if its comparison passed
 """
 
 import contextlib
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -66,15 +71,17 @@ def recipes() -> None:
 
 @app.command()
 def export(
-    asset: Annotated[str, typer.Argument(help="raw_corpus or cleaned_corpus, or deduplicated_corpus for what a recipe keeps.")],
+    asset: Annotated[
+        str, typer.Argument(help="raw_corpus or cleaned_corpus, deduplicated_corpus for what a recipe keeps, or pretrained_checkpoint.")
+    ],
     partition: Annotated[str, typer.Argument(help="A source partition such as 'wiki|2026-01-01', or a recipe.")],
-    directory: Annotated[Path, typer.Argument(help="Where the `datasets` folder is written; must not exist.")],
+    directory: Annotated[Path, typer.Argument(help="Where the folder is written; must not exist.")],
 ) -> None:
-    """Write a corpus as a folder that `datasets.load_from_disk` opens."""
+    """Write a corpus as a folder that `datasets` opens, or a checkpoint as one that `transformers` opens, with its model and data card."""
     from assets_defs.exports import export_partition
 
-    count = export_partition(_mill(), asset, partition, directory)
-    typer.echo(f"{count:,} documents in {directory}; open with datasets.load_from_disk({str(directory)!r})")
+    with _reading() as mill:
+        typer.echo(export_partition(mill, asset, partition, directory))
 
 
 @tokens.command("export")
@@ -93,10 +100,11 @@ def export_tokens(
 
     if (recipe is None) == (partition is None) or (role and not recipe):
         raise typer.BadParameter("give --recipe NAME, with or without --role, or --partition KEY")
-    if recipe:
-        written = token_exports.export_recipe_tokens(_mill(), format, recipe, directory, role=role)
-    else:
-        written = token_exports.export_partition_tokens(_mill(), format, str(partition), directory)
+    with _reading() as mill:
+        if recipe:
+            written = token_exports.export_recipe_tokens(mill, format, recipe, directory, role=role)
+        else:
+            written = token_exports.export_partition_tokens(mill, format, str(partition), directory)
     for file in written:
         typer.echo(f"{file.name}: {file.documents:,} documents, {file.tokens:,} tokens")
     typer.echo(f"{sum(file.tokens for file in written):,} tokens in {directory}")
@@ -104,17 +112,109 @@ def export_tokens(
 
 @app.command()
 def verify(
-    asset: Annotated[str, typer.Argument(help="An asset.")],
+    asset: Annotated[
+        str | None, typer.Argument(help="An asset, ASSET[PARTITION], a fingerprint or the start of one, or a directory.")
+    ] = None,
     partition: Annotated[str | None, typer.Argument(help="A partition; all where absent.")] = None,
+    ancestors: Annotated[bool, typer.Option(help="Whether all that it was made from is re-hashed, too.")] = True,
+    whole: Annotated[bool, typer.Option("--all", help="Every artifact of the store.")] = False,
 ) -> None:
-    """Re-hash the files of an asset's artifacts and name every one that differs."""
-    store = _mill().store
-    keys: list[str | None] = [partition] if partition else [*store.partitions(asset)] or [None]
-    faults = [fault for key in keys for fault in store.verify(store.current(asset, key))]
-    for fault in faults:
-        typer.echo(fault)
-    typer.echo(f"{len(keys)} artifacts, {len(faults)} faults")
-    raise typer.Exit(1 if faults else 0)
+    """Re-hash artifacts and all that they were made from, and name everything that is not as it was published.
+
+    Exit code 0: no fault. 1: faults, each on a line, or no such artifact. 2: wrong usage.
+    """
+    from assets_defs import housekeeping
+
+    if whole == (asset is not None):
+        raise typer.BadParameter("name an artifact, or give --all")
+    with _reading() as mill:
+        addresses, gone = housekeeping.everything(mill) if whole else (housekeeping.named(mill, str(asset), partition), [])
+        found = housekeeping.verify_artifacts(mill, addresses, ancestors=ancestors and not whole)
+    found = dataclasses.replace(found, faults=(*found.faults, *gone))
+    housekeeping.show_verified(found, _console())
+    raise typer.Exit(1 if found.faults else 0)
+
+
+@app.command()
+def trace(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A document's id or the start of it; ASSET[PARTITION]; a fingerprint or its start; a directory."
+        ),
+    ],
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Of a document: this recipe alone.")] = None,
+    down: Annotated[bool, typer.Option("--downstream", help="Of an artifact: what was made from it and stands at a partition.")] = False,
+    documents: Annotated[
+        Path | None, typer.Option(help="Of a checkpoint: a new Parquet file for every document it has seen, with tokens and times read.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Print every row of long tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; it has every row.")] = False,
+) -> None:
+    """Follow a document to the training steps that read it, or an artifact to all that it was made from.
+
+    Of a document: where it came from, what each filter decided, who represents it in the selection, where its tokens lie, which steps
+    of which checkpoints read them, and the evaluations of these. Of an artifact: its settings, and fingerprint, code version and time of
+    every ancestor; of a checkpoint also its documents by domain.
+    """
+    from assets_defs import housekeeping, trace_tables, tracing
+    from assets_defs.explanations import finite
+
+    with _reading() as mill:
+        if down or documents:
+            address = housekeeping.one(mill, name)
+            answer = tracing.downstream(mill, address) if down else tracing.trace_artifact(mill, address, documents=documents)
+        else:
+            answer = tracing.trace(mill, name, recipe)
+    if as_json:
+        typer.echo(json.dumps(finite(answer), ensure_ascii=False, default=str))
+        return
+    trace_tables.show(answer, _console(), every=every)
+
+
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them. Without it they are only listed.")] = False,
+    older_than: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="DAYS", help="Only what is older; where absent, resume points and failed attempts stay 7 days."),
+    ] = None,
+    superseded_checkpoints: Annotated[
+        bool, typer.Option("--superseded-checkpoints", help="Also checkpoints that no partition stands at, and what only they need.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List what nothing in the store needs: no partition, pin, promoted model, checkpoint or running process; with --delete, remove it.
+
+    Also what killed builds left: staging, failed attempts, locks, leases, half-written files. It may run at any time.
+    """
+    from assets_defs import housekeeping
+
+    found = housekeeping.keep_house(_mill(), delete=delete, older_than=older_than, checkpoints=not superseded_checkpoints)
+    if as_json:
+        typer.echo(json.dumps(housekeeping.survey_json(found)))
+        return
+    housekeeping.show_survey(found, _console())
+
+
+@app.command()
+def pin(
+    name: Annotated[
+        str | None, typer.Argument(metavar="ARTIFACT", help="ASSET[PARTITION], a fingerprint, or a directory; all pins where absent.")
+    ] = None,
+    why: Annotated[str, typer.Option("--name", help="Why it is kept.")] = "",
+    remove: Annotated[bool, typer.Option("--remove", help="Take the pin away.")] = False,
+) -> None:
+    """Keep an artifact, and all that it was made from, from `gristmill gc`, whatever its partition moves on to."""
+    from assets_defs import housekeeping
+
+    if name is None and remove:
+        raise typer.BadParameter("name the pin that is to go")
+    if name is not None:
+        typer.echo(housekeeping.pin_artifact(_mill(), name, why, remove=remove))
+        return
+    for one in housekeeping.pins(_mill()):
+        typer.echo(f"{one.address.fingerprint}  {one.label}  {one.when}  {one.name}".rstrip())
 
 
 @app.command()
@@ -132,13 +232,36 @@ def explain(
     """
     from assets_defs import explanations
 
-    found = explanations.explain_document(_mill(), document, recipe)
+    with _reading() as mill:
+        found = explanations.explain_document(mill, document, recipe)
     if as_json:
         typer.echo(explanations.as_json(found))
         return
-    from rich.console import Console
+    explanations.show(found, _console())
 
-    explanations.show(found, Console(width=None if sys.stdout.isatty() else 140))
+
+@app.command()
+def refusals(
+    dismiss: Annotated[str | None, typer.Option("--dismiss", metavar="ASSET", help="Forget the refusal of this asset's partition.")] = None,
+    partition: Annotated[str | None, typer.Argument(help="Of the asset that is dismissed.")] = None,
+) -> None:
+    """List the partitions whose last attempt failed its audit; nothing is built of what they stand at until that is mended.
+
+    Exit code 0: there are none, or one was dismissed. 1: there are some, or none was there to dismiss.
+    """
+    from pipelines import refusals as refused
+
+    root = _mill().store.root
+    if dismiss:
+        label = f"{dismiss}[{partition}]" if partition else dismiss
+        if not refused.clear(root, dismiss, partition):
+            raise GristmillError(f"{label} was not refused; `gristmill refusals` lists what was")
+        typer.echo(f"{label}: what it stands at is read again")
+        return
+    found = refused.refusals(root)
+    for one in found:
+        typer.echo(f"{one.label}: {one.remedy()}")
+    raise typer.Exit(1 if found else 0)
 
 
 @app.command()
@@ -182,6 +305,7 @@ def ui(
         tracking,
     ]
     dagster = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, a shell has it ignored, and children would too
     typer.echo(f"Dagster: http://127.0.0.1:{port}   MLflow: http://127.0.0.1:{mlflow_port}   (Ctrl-C stops both)")
     children = [subprocess.Popen(command, env=environment, start_new_session=True) for command in (mlflow, dagster)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -205,6 +329,20 @@ def _stop(child: subprocess.Popen[bytes], stop: signal.Signals, *, seconds: floa
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def _console():  # noqa: ANN202 - as _mill
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+@contextlib.contextmanager
+def _reading():  # noqa: ANN202 - as _mill
+    """Yield the mill; inside, housekeeping leaves its artifacts where they are."""
+    mill = _mill()
+    with mill.store.leases.looking():
+        yield mill
 
 
 def _mill():  # noqa: ANN202 - imported where it is used, so that --help is fast

@@ -2,15 +2,20 @@
 
 from assets_defs.materialization import mill_asset
 from assets_defs.partitions import SOURCE
-from assets_defs.resources import Mill
+from assets_defs.resources import Mill, load_project
 from pipelines import cleaning, corpus
 from pipelines.documents import split_partition
+from pipelines.recipes import Project
 from pipelines.store import Build
 
 
-@mill_asset(
-    step=corpus.ingest, audits=corpus.CORPUS_AUDITS, partitions=SOURCE, kinds={"parquet"}, plugin_kinds=["sources", "token_formats"]
-)
+def _sources(project: Project) -> tuple[str, ...]:
+    """Return the modules of the sources that the project's domains are read from."""
+    used = (project.source_of(domain) for domain in sorted(project.domains))
+    return tuple(dict.fromkeys(module for name, values in used for module in corpus.plugin_modules(name, values)))
+
+
+@mill_asset(step=corpus.ingest, audits=corpus.CORPUS_AUDITS, partitions=SOURCE, kinds={"parquet"}, plugins=_sources(load_project()))
 def raw_corpus(mill: Mill, partition: str) -> Build:
     """Documents as they came, of one domain and one collection month.
 

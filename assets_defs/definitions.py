@@ -21,6 +21,7 @@ from assets_defs import (  # noqa: E402
     filtering,
     mixture,
     probing,
+    recipes_report,
     report,
     selection,
     sweeping,
@@ -50,6 +51,7 @@ ASSETS = dg.load_assets_from_modules(
         classification,
         comparison,
         report,
+        recipes_report,
     ]
 )
 

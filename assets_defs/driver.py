@@ -7,22 +7,20 @@ import time
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
-import psutil
 from rich.console import Console
 from rich.table import Table
 
-from assets_defs.automation import STAGES
+from assets_defs.automation import OVER_ALL, STAGES
 from assets_defs.partitions import PROBES, SOURCE
+from assets_defs.reaping import process_tag, reap
 from assets_defs.resources import Mill, MillResource, load_project, load_recipes, root_directory
 from pipelines.documents import split_partition
 from pipelines.errors import GristmillError, UnknownName
 from pipelines.manifests import Json
 from pipelines.recipes import Recipe
 
-PID_TAG = "gristmill/pid"
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]
 
 
 def drive(name: str) -> None:
@@ -44,7 +42,8 @@ def drive(name: str) -> None:
         reap(instance)
         for needed in _in_order(name, recipes):
             for stage, _ in STAGES:
-                _run_stage(defs, instance, stage, needed, recipes[needed])
+                if needed == name or stage != OVER_ALL:
+                    _run_stage(defs, instance, stage, needed, recipes[needed])
     _print_results(name, time.monotonic() - started)
 
 
@@ -60,24 +59,6 @@ def _in_order(name: str, recipes: Mapping[str, Recipe], asked: tuple[str, ...] =
     others = [other for other in (evaluation.reference, evaluation.baseline) if other and other != name]
     before = [one for other in others for one in _in_order(other, recipes, (*asked, name))]
     return list(dict.fromkeys([*before, name]))
-
-
-def reap(instance: dg.DagsterInstance) -> None:
-    """Report as failed every run of this command whose process is gone, and free the pool slots of runs that are over.
-
-    A killed process does neither, and a slot that nobody holds keeps the next training waiting for ever.
-    """
-    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        pid = run.tags.get(PID_TAG)
-        if pid and not psutil.pid_exists(int(pid)):
-            instance.report_run_failed(run, "the process that ran it is gone")
-    storage = instance.event_log_storage
-    held = {slot.run_id for key in storage.get_concurrency_keys() for slot in storage.get_concurrency_info(key).claimed_slots}
-    held |= {step.run_id for key in storage.get_concurrency_keys() for step in storage.get_concurrency_info(key).pending_steps}
-    for run_id in held:
-        run = instance.get_run_by_id(run_id)
-        if run is None or run.is_finished:
-            storage.free_concurrency_slots_for_run(run_id)
 
 
 def source_range(recipe: Recipe) -> tuple[str, str]:
@@ -111,10 +92,11 @@ def _run_stage(defs: dg.Definitions, instance: dg.DagsterInstance, stage: str, n
         "decide": (name, name),
         "probe": (PROBES[name][0], PROBES[name][-1]),
         "train": (name, name),
+        "compare": (None, None),
     }[stage]
     started = time.monotonic()
     print(f"{stage}{f' [{first}]' if first == last and first else ''}", file=sys.stderr, flush=True)
-    tags = {PID_TAG: str(os.getpid())}
+    tags = process_tag()
     if first != last:
         tags |= dict(zip(RANGE_TAGS, (first, last), strict=True))
     job = defs.resolve_job_def(stage)
@@ -162,6 +144,7 @@ def _print_results(name: str, seconds: float) -> None:
     console.print(held_out)
     checkpoint, report = mill.store.current("pretrained_checkpoint", name), mill.store.current("report", name)
     print(f"report      {report.file('report.html')}")
+    print(f"recipes     {mill.store.current('recipes_report').file('recipes.html')}")
     print(f"checkpoint  {checkpoint.directory}")
     print(f"done in {seconds:.0f} s; open the UI with: make ui   (Dagster http://127.0.0.1:3000, MLflow http://127.0.0.1:5000)")
 

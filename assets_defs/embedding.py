@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets_defs.materialization import mill_asset
 from assets_defs.partitions import ALL, SOURCE
-from assets_defs.resources import Mill
+from assets_defs.resources import Mill, load_project
 from pipelines import embedding, plugins
 from pipelines.store import Build
 
@@ -14,7 +14,7 @@ from pipelines.store import Build
     audits=embedding.EMBEDDER_AUDITS,
     deps=[dg.AssetDep("cleaned_corpus", partition_mapping=ALL), "duplicate_clusters"],
     kinds={"numpy"},
-    plugin_kinds=["embedders"],
+    plugins=(f"pipelines.embedders.{load_project().embedder}",),
 )
 def embedder(mill: Mill, partition: None) -> Build:
     """The fitted state of the embedder: all partitions share one space.
@@ -38,7 +38,7 @@ def embedder(mill: Mill, partition: None) -> Build:
     partitions=SOURCE,
     deps=["cleaned_corpus", "embedder"],
     kinds={"numpy"},
-    plugin_kinds=["embedders"],
+    plugins=(f"pipelines.embedders.{load_project().embedder}",),
 )
 def document_embeddings(mill: Mill, partition: str) -> Build:
     """An integer unit vector for every passage: the same bits whatever the machine's linear algebra.

@@ -69,14 +69,15 @@ def as_json(explanation: Explanation) -> str:
     end = explanation.end
     verdict = {"verdict": end.verdict, "ended_at": end.stage, "reason": end.reason}
     head = {"id": explanation.id, "partition": explanation.partition, "recipe": explanation.recipe, **verdict}
-    return json.dumps(head | {"stages": [_finite(asdict(stage)) for stage in explanation.stages]}, ensure_ascii=False, default=str)
+    return json.dumps(head | {"stages": [finite(asdict(stage)) for stage in explanation.stages]}, ensure_ascii=False, default=str)
 
 
-def _finite(value: Json) -> Json:
+def finite(value: Json) -> Json:
+    """Return `value` with numbers that are none, which JSON does not know, as null."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,10 +1,12 @@
 """filter_models, fitted once; quality_scores and toxicity_scores by source; the two filtered corpora by recipe."""
 
+from collections.abc import Iterable
+
 import dagster as dg
 
 from assets_defs.materialization import mill_asset
 from assets_defs.partitions import ALL, RECIPE, SOURCE
-from assets_defs.resources import Mill
+from assets_defs.resources import Mill, load_project
 from pipelines import decisions, filtering, plugins
 from pipelines import filter_models as models
 from pipelines.documents import split_partition
@@ -16,12 +18,17 @@ from pipelines.recipes import Stage
 from pipelines.store import Build
 
 
+def _modules(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules of filters: the code version of an asset is that of the filters that the project has it run."""
+    return tuple(f"pipelines.filters.{name}" for name in names)
+
+
 @mill_asset(
     step=models.collect_models,
     audits=models.COLLECT_AUDITS,
     deps=[dg.AssetDep("cleaned_corpus", partition_mapping=ALL), "duplicate_clusters"],
     kinds={"numpy"},
-    plugin_kinds=["filters"],
+    plugins=_modules(settings.filter for settings in load_project().fitted()),
 )
 def filter_models(mill: Mill, partition: None) -> Build:
     """What the fitted filters of the project have learned; nothing where no such filter is switched on.
@@ -45,7 +52,7 @@ def filter_models(mill: Mill, partition: None) -> Build:
     partitions=SOURCE,
     deps=["cleaned_corpus", "filter_models"],
     kinds={"parquet"},
-    plugin_kinds=["filters"],
+    plugins=_modules(load_project().scored("quality")),
 )
 def quality_scores(mill: Mill, partition: str) -> Build:
     """The score of every quality rule for every document, kept or not: thresholds belong to recipes.
@@ -62,7 +69,7 @@ def quality_scores(mill: Mill, partition: str) -> Build:
     partitions=SOURCE,
     deps=["cleaned_corpus", "filter_models"],
     kinds={"parquet", "scikitlearn"},
-    plugin_kinds=["filters"],
+    plugins=_modules(load_project().scored("toxicity")),
 )
 def toxicity_scores(mill: Mill, partition: str) -> Build:
     """Toxicity of every document: a classifier's probability (document and worst sentence), a word list's share; and its topics.

@@ -2,9 +2,11 @@
 
 An asset is a function from a partition to a `Build`. `mill_asset` turns it into an asset whose audits are its checks:
 the audit runs on what was staged, before it is published, so a failed audit is a failed check and no materialization.
-One run may hold many partitions; they are mapped over processes, and each gets its own materialization event.
+One run may hold many partitions; they are mapped over processes, and each gets its own materialization event. What trains
+runs in a child of its own (`assets_defs.children`).
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,23 +15,32 @@ from typing import Any
 import dagster as dg
 from dagster import AssetExecutionContext
 
+from assets_defs.child import ChildEnded
+from assets_defs.children import build_in_children
+from assets_defs.gates import Gate
 from assets_defs.metadata import describe
+from assets_defs.reaping import tag_run
 from assets_defs.resources import Mill, MillResource
 from pipelines.code_version import code_version
-from pipelines.engine import Engine, map_shards
+from pipelines.engine import Engine, Mapped, map_shards
 from pipelines.errors import GristmillError
 from pipelines.manifests import Check, Manifest
 from pipelines.plugins import names
 from pipelines.progress import report_line
-from pipelines.store import Audit, AuditFailed, Build, Built, Step, Store, audit_name, is_blocking
-from pipelines.tracking import RunTags
+from pipelines.store import Audit, AuditFailed, Build, Built, Step, Store, audit_name, is_blocking, needed
+from pipelines.tracking import LiveRun, RunTags
 
 GROUP = "gristmill"
 OWNERS = ["team:data"]
 TRAINING_POOL = "accelerator"
 """One training at a time per accelerator; the limit is set in dagster.yaml."""
+MAX_RETRIES = 2
+RETRY_SECONDS = 5
+"""Before the first retry; twice that before the second."""
+SHOWN_ERRORS = 5
 DATA_VERSION_TAG = "dagster/data_version"
 PROVENANCE_TAGS = ("dagster/code_version", "dagster/input_")
+
 
 Request = Callable[[Mill, Any], Build]
 
@@ -43,6 +54,7 @@ def mill_asset(
     deps: Sequence[str | dg.AssetDep] = (),
     kinds: set[str],
     plugin_kinds: Sequence[str] = (),
+    plugins: Sequence[str] = (),
     packages: tuple[str, ...] = (),
     training: bool = False,
     isolate: bool = False,
@@ -50,7 +62,8 @@ def mill_asset(
     """Make an asset of a function that returns the `Build` of a partition.
 
     Args:
-        step: the step the build runs; its code is the asset's code version, with that of all plugins of `plugin_kinds`.
+        step: the step the build runs; its code is the asset's code version, with that of all plugins of `plugin_kinds`, which recipes
+            choose from, and of the modules `plugins`, which the project has chosen.
         other_step: the step that it runs for some recipes instead; its audits have the same names.
         audits: the audits of the build, as check specs.
         training: holds the accelerator's pool while it runs, in a process of its own.
@@ -58,9 +71,9 @@ def mill_asset(
     """
 
     def wrap(request: Request) -> dg.AssetsDefinition:
-        plugins = tuple(f"pipelines.{kind}.{name}" for kind in plugin_kinds for name in names(kind))
+        choices = tuple(f"pipelines.{kind}.{name}" for kind in plugin_kinds for name in names(kind))
         modules = [one.__module__ for one in (step, other_step) if one]
-        version = code_version((*modules, *plugins), packages)
+        version = code_version((*modules, *choices, *plugins), packages)
         name = request.__name__
 
         @dg.asset(
@@ -77,46 +90,118 @@ def mill_asset(
                 dg.AssetCheckSpec(audit_name(audit), asset=name, blocking=is_blocking(audit), description=audit.__doc__) for audit in audits
             ],
             pool=TRAINING_POOL if training else None,
-            retry_policy=dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL),
             output_required=False,
             dagster_type=dg.Nothing,
         )
         def materialize(context: AssetExecutionContext, mill: MillResource) -> Iterator[Any]:
-            yield from _materialize(context, mill.open(), request, [audit_name(audit) for audit in audits], isolate=training or isolate)
+            tag_run(context)
+            checks = [audit_name(audit) for audit in audits]
+            with contextlib.ExitStack() as held:
+                try:
+                    yield from _materialize(context, mill.open(), request, checks, held, isolate=training or isolate)
+                except Exception as error:
+                    _try_again(context, error)
+                    raise
 
         return materialize
 
     return wrap
 
 
-def _materialize(context: AssetExecutionContext, mill: Mill, request: Request, checks: Sequence[str], *, isolate: bool) -> Iterator[Any]:
+def _materialize(
+    context: AssetExecutionContext, mill: Mill, request: Request, checks: Sequence[str], held: contextlib.ExitStack, *, isolate: bool
+) -> Iterator[Any]:
+    """Build the partitions and yield their events; what they are made from is kept from housekeeping until `held` is left."""
     partitions = list(context.partition_keys) if context.has_partition_key_range or context.has_partition_key else [None]
     asset = context.asset_key.to_user_string()
-    try:
-        builds = [request(mill, str(key) if key else None) for key in partitions]
-    except GristmillError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    found = mill.store.leases.taken(lambda: _requests(mill, request, asset, partitions), lambda requests: needed(requests[0]))
+    builds, errors = held.enter_context(found)
     done: list[tuple[Built, str | None]] = []
-    errors: list[Exception] = []
     with ThreadPoolExecutor(1) as pool:
         logs: list[Future[str]] = []
-        for mapped in map_shards(_Building(mill.store), builds, _engine(mill, builds), isolate=isolate):
-            if mapped.error:
-                errors.append(mapped.error)
-                report_line(f"{mapped.item.label}: FAILED: {mapped.error}")
-                continue
-            built = mapped.result
-            done.append((built, _track(context, mill, built, pool, logs)))
-            report_line(f"{built.manifest.label}: {summary(built)}")
+        try:
+            for mapped in _mapped(context, mill, builds, pool, isolate=isolate):
+                if mapped.error:
+                    errors.append(mapped.error)
+                    report_line(f"{mapped.item.label}: FAILED: {mapped.error}")
+                    continue
+                built = mapped.result
+                done.append((built, _track(context, mill, built, pool, logs)))
+                report_line(f"{built.manifest.label}: {summary(built)}")
+        except dg.DagsterExecutionInterruptedError:
+            pool.shutdown(wait=False, cancel_futures=True)  # what is not logged yet is when the artifact is met again
+            if len(partitions) > 1:
+                yield from _partition_events(context, done, finished=False)
+            raise
         for log in logs:
             log.result()
+    if context.retry_number < MAX_RETRIES and (passing := _passing(errors)):
+        raise passing  # the next attempt finds what is done here, and records it
     if len(partitions) == 1:
         yield from (_result(built, url) for built, url in done)
     else:
         yield from _partition_events(context, done, finished=not errors)
-    yield from _check_results(asset, checks, [*(b.manifest for b, _ in done), *(e.manifest for e in errors if isinstance(e, AuditFailed))])
+    if audited := [*(b.manifest for b, _ in done), *(e.manifest for e in errors if isinstance(e, AuditFailed))]:
+        yield from _check_results(asset, checks, audited)
     if errors:
         _fail(asset, errors, len(partitions))
+
+
+def _try_again(context: AssetExecutionContext, error: Exception) -> None:
+    """Ask Dagster for another attempt where `error` may not come again: twice, or as often as a child got further.
+
+    No RetryPolicy does this: with one, Dagster retries a step whose run is cancelled too, and the cancelled run succeeds.
+
+    Raises:
+        dg.RetryRequested: a month of training outlives many kills.
+    """
+    went_on = isinstance(error, ChildEnded) and error.went_on
+    if isinstance(error, dg.Failure | dg.DagsterError | GristmillError) or (context.retry_number >= MAX_RETRIES and not went_on):
+        return
+    context.log.warning(f"{error}; the step is run again")
+    most = max(MAX_RETRIES, context.retry_number + 1)
+    delay = RETRY_SECONDS if went_on else RETRY_SECONDS * 2**context.retry_number
+    raise dg.RetryRequested(max_retries=most, seconds_to_wait=delay) from error
+
+
+def _requests(mill: Mill, request: Request, asset: str, partitions: Sequence[Any]) -> tuple[list[Build], list[Exception]]:
+    """Return the requests that can be made, and why the others cannot: one partition's missing file is not its neighbours' business.
+
+    Raises:
+        dg.Failure: none can be made.
+    """
+    gate, builds, errors = Gate(mill.store), [], []
+    for key in partitions:
+        try:
+            build = request(mill, str(key) if key else None)
+            gate.check(build)
+            builds.append(build)
+        except GristmillError as error:
+            errors.append(GristmillError(f"{asset}[{key}]: {error}") if len(partitions) > 1 else error)
+            report_line(f"{asset}{f'[{key}]' if key else ''}: FAILED: {error}")
+    if not builds:
+        raise dg.Failure(_message(asset, errors, len(partitions)), allow_retries=False) from errors[0]
+    return builds, errors
+
+
+def _passing(errors: Sequence[Exception]) -> Exception | None:
+    """Return the first error that may not come again: what is wrong with input and settings does."""
+    return next((error for error in errors if not isinstance(error, GristmillError)), None)
+
+
+def _mapped(
+    context: AssetExecutionContext, mill: Mill, builds: Sequence[Build], pool: ThreadPoolExecutor, *, isolate: bool
+) -> Iterator[Mapped[Build, Built]]:
+    """Yield what became of each of `builds`, in order."""
+    if not isolate:
+        return map_shards(_Building(mill.store), builds, _engine(mill, builds))
+
+    def live(build: Build) -> LiveRun:
+        tags = RunTags(context.run.run_id, build.asset, build.partition, build.fingerprint())
+        directory = mill.store.staging(build.asset, build.fingerprint())
+        return LiveRun(mill.tracker, tags, directory, parent=_parent_run(context, build.partition))
+
+    return build_in_children(context, mill.store, builds, mill.engine.num_workers, live=live, pool=pool)
 
 
 class _Building:
@@ -180,11 +265,15 @@ def _track(context: AssetExecutionContext, mill: Mill, built: Built, pool: Threa
     manifest = built.manifest
     if run_id := mill.tracker.recorded(manifest):
         return mill.tracker.url(run_id)
-    tags = RunTags(context.run_id, manifest.asset, manifest.partition, manifest.fingerprint)
-    parent = manifest.partition.partition("|")[0] if manifest.partition in _recipe_partitions(context) else "ingestion"
-    run_id = mill.tracker.start(manifest, parent=parent, tags=tags)
+    tags = RunTags(context.run.run_id, manifest.asset, manifest.partition, manifest.fingerprint)
+    run_id = mill.tracker.start(manifest, parent=_parent_run(context, manifest.partition), tags=tags)
     logs.append(pool.submit(mill.tracker.finish, run_id, manifest))
     return mill.tracker.url(run_id)
+
+
+def _parent_run(context: AssetExecutionContext, partition: str | None) -> str:
+    """Return the name of the MLflow run that groups those of `partition`: its recipe's, or the ingestion's."""
+    return str(partition).partition("|")[0] if partition in _recipe_partitions(context) else "ingestion"
 
 
 def _recipe_partitions(context: AssetExecutionContext) -> set[str]:
@@ -217,11 +306,18 @@ def _numbers(found: Sequence[tuple[Manifest, Check]]) -> dict[str, int | float |
 
 
 def _fail(asset: str, errors: Sequence[Exception], partitions: int) -> None:
-    first = errors[0]
-    if not isinstance(first, GristmillError):
-        raise first
-    also = f" ({len(errors)} of {partitions} partitions failed)" if partitions > 1 else ""
-    raise dg.Failure(f"{asset}: {first}{also}", allow_retries=False) from first
+    if passing := _passing(errors):
+        raise passing
+    raise dg.Failure(_message(asset, errors, partitions), allow_retries=False) from errors[0]
+
+
+def _message(asset: str, errors: Sequence[Exception], partitions: int) -> str:
+    """Return the first error, or the first few where one run holds many partitions."""
+    if partitions == 1:
+        return f"{asset}: {errors[0]}"
+    more = f"\nand {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
+    shown = "\n".join(str(error) for error in errors[:SHOWN_ERRORS])
+    return f"{asset}: {len(errors)} of {partitions} partitions failed; the others are kept\n{shown}{more}"
 
 
 def summary(built: Built) -> str:

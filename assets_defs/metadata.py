@@ -1,15 +1,21 @@
 """What the UI shows of an artifact: counts to be plotted, tables, one inline plot, its path and its MLflow run."""
 
 import base64
+from pathlib import Path
 
 import dagster as dg
 
+from pipelines.leases import Address
+from pipelines.lineage import Lineage, by_asset
 from pipelines.manifests import Json, Manifest
 from pipelines.store import Built
 
 MAX_ROWS = 60
 MAX_PLOT_BYTES = 60_000
+MAX_CARD_BYTES = 30_000
 MAX_METRICS = 24
+WITH_LINEAGE = ("pretrained_checkpoint", "evaluation", "report")
+"""Assets whose ancestors are shown: where a number is looked at."""
 
 
 def describe(built: Built, mlflow_url: str | None) -> dict[str, dg.MetadataValue]:
@@ -20,15 +26,29 @@ def describe(built: Built, mlflow_url: str | None) -> dict[str, dg.MetadataValue
         metadata["mlflow_run"] = dg.MetadataValue.url(mlflow_url)
     metadata["cache"] = dg.MetadataValue.text("hit" if built.hit else "computed")
     metadata |= {name.removesuffix(".png"): plot for name in manifest.outcome.plots if (plot := inline_plot(manifest, name))}
+    metadata |= {card.stem: dg.MetadataValue.md(card.read_text(encoding="utf-8")) for card in _cards(manifest)}
     if "documents_in" in manifest.counts:
         metadata["dagster/row_count"] = dg.MetadataValue.int(manifest.counts.get("kept", 0))
     metadata |= {key: dg.MetadataValue.int(value) for key, value in manifest.counts.items()}
     metadata |= {key: dg.MetadataValue.float(float(f"{value:.6g}")) for key, value in list(manifest.outcome.metrics.items())[:MAX_METRICS]}
     metadata |= {name: table(rows) for name, rows in manifest.outcome.tables.items() if rows}
+    if manifest.asset in WITH_LINEAGE:
+        metadata["lineage"] = _lineage(manifest)
     metadata["artifact_bytes"] = dg.MetadataValue.int(manifest.bytes)
     metadata["seconds"] = dg.MetadataValue.float(round(float(manifest.provenance.get("seconds") or 0.0), 2))
     metadata["inputs"] = dg.MetadataValue.text(", ".join(f"{name}: {len(refs)}" for name, refs in manifest.inputs.items()) or "none")
     return metadata
+
+
+def _lineage(manifest: Manifest) -> dg.MetadataValue:
+    """Return what an artifact was made from, a row an asset; `gristmill trace` lists every one."""
+    found = Lineage(manifest.directory.parents[2]).ancestors(Address(manifest.asset, manifest.fingerprint))
+    return table(by_asset(found))
+
+
+def _cards(manifest: Manifest) -> list[Path]:
+    """Return the Markdown files of an artifact that the event log has room for."""
+    return [manifest.file(entry.path) for entry in manifest.files if entry.path.endswith(".md") and entry.bytes <= MAX_CARD_BYTES]
 
 
 def table(rows: list[dict[str, Json]]) -> dg.MetadataValue:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from assets_defs.gates import demand_whole
 from pipelines.configuration import read_project, read_recipes
 from pipelines.documents import partition_file, split_partition
 from pipelines.engine import Engine
@@ -69,14 +70,14 @@ class Mill:
         """Return the materialized source partitions of `asset` that `recipe` takes, snapshots in time order, then domains.
 
         Raises:
-            GristmillError: a domain of the recipe has none.
+            GristmillError: a domain of the recipe has none, or a partition that it takes was refused by its audit.
         """
-        wanted = {"all"} if recipe.snapshots == "all" else set(recipe.snapshots)
-        found = [
-            key
-            for key in self.store.partitions(asset)
-            if split_partition(key)[0] in recipe.domains and ({"all", split_partition(key)[1]} & wanted)
-        ]
+
+        def wanted(domain: str, snapshot: str) -> bool:
+            return domain in recipe.domains and (recipe.snapshots == "all" or snapshot in recipe.snapshots)
+
+        found = [key for key in self.store.partitions(asset) if wanted(*split_partition(key))]
+        demand_whole(self.store, asset, found, wanted)
         missing = sorted(set(recipe.domains) - {split_partition(key)[0] for key in found})
         if missing:
             raise GristmillError(
@@ -91,6 +92,7 @@ class Mill:
     def fit_sample(self) -> tuple[Manifest, ...]:
         """Return the cleaned corpora of the pinned sample."""
         keys = [key for key in self.store.partitions("cleaned_corpus") if split_partition(key)[1] in self.project.fit_on]
+        demand_whole(self.store, "cleaned_corpus", keys, lambda _, snapshot: snapshot in self.project.fit_on)
         if not keys:
             raise GristmillError(
                 f"no cleaned_corpus of {', '.join(self.project.fit_on)}; `fit_on` in project.yaml names the snapshots to ingest first"

@@ -50,9 +50,10 @@ from benchmarks.study_runs import (
     slope_over_distance,
     work,
 )
-from benchmarks.study_toxicity import maximum_toxicity, neutral_prompts, prompts_of, scores_of
+from benchmarks.study_toxicity import neutral_prompts, prompts_of
 from pipelines.manifests import Manifest
 from pipelines.recipes import Stage
+from pipelines.tasks._continuations import maximum_toxicity, toxicity_scores
 
 SAMPLE = (Path("data/sample/corpus.parquet"), Path("data/sample/dirty.parquet"))
 TOKENS = {"quality": 400_000, "toxicity": 400_000, "age": 200_000, "domains": 160_000}
@@ -172,7 +173,7 @@ def toxicity_of(runs: Sequence[Mapping[str, object]]) -> dict[str, dict[str, Int
     """Return rows for each set of prompts: the figures with the filter off, and differences to it, over prompts and seeds."""
     rows: dict[str, dict[str, Interval]] = {}
     for name in runs[0]["continuations"]:  # type: ignore[attr-defined]
-        scored = [(run["variant"], maximum_toxicity(scores_of(run["continuations"][name]))) for run in runs]  # type: ignore[index]
+        scored = [(run["variant"], maximum_toxicity(toxicity_scores(run["continuations"][name]))) for run in runs]  # type: ignore[index]
         for figure in scored[0][1]:
             values: Losses = {}
             for variant in dict.fromkeys(str(variant) for variant, _ in scored):

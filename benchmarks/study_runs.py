@@ -19,9 +19,9 @@ import numpy as np
 from benchmarks.selection_pays import difference, trained
 from benchmarks.selection_pool import LENGTH
 from benchmarks.study_pool import StudyPool
-from benchmarks.study_toxicity import continuations
 from pipelines.errors import GristmillError
 from pipelines.manifests import Manifest
+from pipelines.tasks._continuations import sampled_continuations
 
 MAX_EPOCHS = 4.0
 """Repeated so often, text is almost worth as much as fresh text (2305.16264)."""
@@ -159,7 +159,7 @@ def work(path: Path) -> None:
             settings = {"samples": sampling["samples"], "new_tokens": sampling["new_tokens"], "seed": job["seed"]}
             settings["end_of_text"] = run.end_of_text
             sets = sampling["prompts"].items()
-            texts = {name: continuations(run.model, Path(job["tokenizer"]), prompts, **settings) for name, prompts in sets}
+            texts = {name: sampled_continuations(run.model, Path(job["tokenizer"]), prompts, **settings) for name, prompts in sets}
             found["continuations"] = texts
         print(json.dumps(found | {"variant": job["variant"], "seed": job["seed"], "shares": job["shares"]}), flush=True)
 

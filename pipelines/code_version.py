@@ -24,6 +24,7 @@ INFRASTRUCTURE = frozenset(
         "engine",
         "errors",
         "files",
+        "interruption",
         "manifests",
         "plugins",
         "progress",

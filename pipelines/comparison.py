@@ -2,9 +2,8 @@
 
     evaluation of a baseline + evaluation of a candidate -> comparison.json, changes.png
 
-Documents are paired by id. Each row has a paired interval and a p-value (`paired_bootstrap`), the p-values of all rows are corrected
-for their number by Holm's method, and the verdict goes by the corrected one. The guards go by the interval alone, without correction:
-a gate that looks at few rows should rather close once too often.
+The rows are those of `compared_rows`, their verdicts corrected for their number. The guards go by the interval alone, without
+correction: a gate that looks at few rows should rather close once too often.
 """
 
 from __future__ import annotations
@@ -13,22 +12,18 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipelines.errors import GristmillError, UnknownName
+from pipelines.compared_rows import Row, compared_rows, paired_documents
+from pipelines.errors import UnknownName
 from pipelines.manifests import Check, Json, Manifest, Outcome
-from pipelines.paired_bootstrap import PairedLosses, holm, paired_change
 from pipelines.plots import new_figure, save_figure
 from pipelines.plugins import Settings
 from pipelines.store import advisory
 
-Row = dict[str, float | int | str]
 METRICS = {"loss": "nats per token", "bits_per_byte": "bits per byte", "percent": "percent of the baseline's loss"}
 """What a guard may look at, and its unit."""
 BEFORE = "before training"
@@ -59,8 +54,8 @@ def compare_recipes(settings: ComparisonSettings, out: Path, *, candidate: Manif
         GristmillError: they were measured on different documents, with different evaluators or tokenizers, or share no domain.
         UnknownName: a guard names no row.
     """
-    table, left_out = _paired(settings, candidate, baseline)
-    rows = _rows(settings, table)
+    table, left_out = paired_documents(settings.roles, candidate, baseline)
+    rows = compared_rows(table, alpha=settings.alpha, draws=settings.draws, seed=settings.seed)
     guards = [_guarded(rows, name, max_worse) for name, max_worse in sorted(settings.guards.items())]
     against = baseline.label if baseline else BEFORE
     record = {"baseline": against, "candidate": candidate.label, "alpha": settings.alpha, "left_out": left_out, "guards": guards}
@@ -78,111 +73,6 @@ def compare_recipes(settings: ComparisonSettings, out: Path, *, candidate: Manif
         plots=("changes.png",),
         details={"checkpoint": candidate.inputs["checkpoint"][0].fingerprint, "baseline": against},
     )
-
-
-def _paired(settings: ComparisonSettings, candidate: Manifest, baseline: Manifest | None) -> tuple[pa.Table, list[str]]:
-    """Return the documents with ``role``, ``nll_baseline`` and ``nll_candidate``, and the domains that only one of the two has."""
-    mine = _documents(candidate)
-    if baseline is None:
-        theirs, column, left_out = mine, "nll_before", []
-    else:
-        _same_measure(candidate, baseline)
-        theirs, column = _documents(baseline), "nll_after"
-        domains = [set(table["domain"].to_pylist()) for table in (mine, theirs)]
-        shared, left_out = domains[0] & domains[1], sorted(domains[0] ^ domains[1])
-        if not shared:
-            raise GristmillError(
-                f"{candidate.label} and {baseline.label} have no domain in common; choose a baseline with the same domains"
-            )
-        mine, theirs = (table.filter(pc.is_in(table["domain"], pa.array(sorted(shared)))) for table in (mine, theirs))
-        _same_documents(candidate, baseline, mine, theirs)
-    roles = pa.array([settings.roles[domain] for domain in mine["domain"].to_pylist()])
-    found = mine.select([name for name in ("id", "domain", "tokens", "bytes", "snapshot", "language") if name in mine.column_names])
-    columns = {"role": roles, "nll_baseline": theirs[column], "nll_candidate": mine["nll_after"]}
-    for name, values in columns.items():
-        found = found.append_column(name, values)
-    return found, left_out
-
-
-def _documents(evaluation: Manifest) -> pa.Table:
-    """Return the documents of an evaluation, ordered so that those of another stand in the same places."""
-    return pq.read_table(evaluation.file("documents.parquet")).sort_by(
-        [("domain", "ascending"), ("id", "ascending"), ("bytes", "ascending")]
-    )
-
-
-def _same_measure(candidate: Manifest, baseline: Manifest) -> None:
-    for name in ("evaluator", "evaluator_settings"):
-        mine, theirs = candidate.settings.get(name), baseline.settings.get(name)
-        if mine != theirs:
-            raise GristmillError(
-                f"{candidate.label} was measured with {name} {mine!r}, {baseline.label} with {theirs!r}; set `evaluation.{name}` alike"
-            )
-
-
-def _same_documents(candidate: Manifest, baseline: Manifest, mine: pa.Table, theirs: pa.Table) -> None:
-    keys = [Counter(zip(table["domain"].to_pylist(), table["id"].to_pylist(), strict=True)) for table in (mine, theirs)]
-    differ = sum((keys[0] - keys[1]).values()) + sum((keys[1] - keys[0]).values())
-    if differ:
-        name = baseline.inputs["decisions"][0].partition or baseline.label
-        raise GristmillError(
-            f"{candidate.label} and {baseline.label} were measured on different documents: {differ} are in one of them alone "
-            f"({mine.num_rows} and {theirs.num_rows} in all); set `evaluation.reference: {name}` in the recipe of {candidate.label}, "
-            "with the same `evaluation.max_tokens_per_domain`, and materialize its evaluation again"
-        )
-    if not mine["tokens"].equals(theirs["tokens"]):
-        raise GristmillError(
-            f"{candidate.label} and {baseline.label} cut the same documents into different tokens, so that losses per token mean "
-            "different things; materialize both evaluations with one tokenizer"
-        )
-
-
-def _rows(settings: ComparisonSettings, table: pa.Table) -> list[Row]:
-    """Return a row for each domain, and for each role and each snapshot and language within one that are not the same documents."""
-    rows = [_row(settings, "domain", name, table.filter(pc.equal(table["domain"], name))) for name in _values(table, "domain")]
-    for role in _values(table, "role"):
-        mine = table.filter(pc.equal(table["role"], role))
-        if len(_values(mine, "domain")) > 1:
-            rows.append(_row(settings, "role", role, mine))
-        for group in ("snapshot", "language"):
-            values = _values(mine, group)
-            found = {value: mine.filter(pc.equal(mine[group], value)) for value in values}
-            rows += [_row(settings, group, f"{role} {value}", part) for value, part in found.items() if part.num_rows < mine.num_rows]
-    adjusted = holm([cast(float, row["p_value"]) for row in rows])
-    return [{**row, "p_adjusted": p, "verdict": _verdict(row, p, settings.alpha)} for row, p in zip(rows, adjusted, strict=True)]
-
-
-def _values(table: pa.Table, column: str) -> list[str]:
-    return sorted(set(table[column].drop_null().to_pylist())) if column in table.column_names else []
-
-
-def _row(settings: ComparisonSettings, group: str, name: str, table: pa.Table) -> Row:
-    losses = PairedLosses.of(table, before="nll_baseline", after="nll_candidate", stratum="domain")
-    found = paired_change(losses, draws=settings.draws, seed=settings.seed)
-    return {
-        "group": group,
-        "name": name,
-        "role": table["role"][0].as_py(),
-        "documents": table.num_rows,
-        "tokens": int(losses.tokens.sum()),
-        "loss_baseline": found.loss_before,
-        "loss_candidate": found.loss_after,
-        "loss_change": found.loss.change,
-        "loss_change_low": found.loss.low,
-        "loss_change_high": found.loss.high,
-        "bits_per_byte_baseline": found.bits_before,
-        "bits_per_byte_candidate": found.bits_after,
-        "bits_per_byte_change": found.bits.change,
-        "bits_per_byte_change_low": found.bits.low,
-        "bits_per_byte_change_high": found.bits.high,
-        "p_value": found.p_value,
-    }
-
-
-def _verdict(row: Row, p_adjusted: float, alpha: float) -> str:
-    if p_adjusted >= alpha:
-        return "no difference"
-    return "worse" if cast(float, row["loss_change"]) > 0 else "better"
 
 
 def _guarded(rows: Sequence[Row], guard: str, max_worse: float) -> Row:

@@ -104,7 +104,12 @@ def corpus_settings(
 
 def source_plugins(settings: CorpusSettings) -> tuple[str, ...]:
     """Return the plugin modules that `settings` names, for the code version."""
-    return (f"pipelines.sources.{settings.source}", *_source(settings.source, settings.source_settings).modules())
+    return plugin_modules(settings.source, settings.source_settings)
+
+
+def plugin_modules(source: str, settings: dict[str, object]) -> tuple[str, ...]:
+    """Return the modules of `source` with `settings`: its own, and those of the plugins that it uses."""
+    return (f"pipelines.sources.{source}", *_source(source, settings).modules())
 
 
 def ingest(settings: CorpusSettings, out: Path) -> Outcome:

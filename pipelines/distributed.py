@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from pipelines import interruption
 from pipelines.engine import die_with_parent
 from pipelines.errors import GristmillError
+from pipelines.interruption import Interrupted, grace_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -189,20 +191,25 @@ def gradients_shared(module: torch.nn.Module, *, last: bool) -> Iterator[None]:
 def launch(module: str, request: Path, processes: int) -> None:
     """Run ``python -m <module> <request>`` in `processes` processes under torchrun and wait for them.
 
-    Rendezvous and traffic stay on the loopback interface. The processes end when this one does.
+    Rendezvous and traffic stay on the loopback interface. The processes end when this one does, and are asked to end when it is.
 
     Raises:
         GristmillError: one of them failed; its own words, where it left them beside the request.
+        Interrupted: this process was asked to end, and they have ended.
     """
     left = request.parent / ERROR_NAME
     left.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{LOOPBACK}:0", "--local-addr", LOOPBACK, "--max-restarts", "0"]
+    command += ["--shutdown-timeout", str(int(grace_seconds()))]
     environment = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **os.environ}
     search = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [*command, "-m", module, str(request)], env={**environment, "PYTHONPATH": search}, preexec_fn=die_with_parent, check=False
-    )
-    if done.returncode:
-        words = left.read_text(encoding="utf-8") if left.exists() else f"its exit code is {done.returncode}; its log says more"
+    environment["PYTHONPATH"] = search
+    launcher = subprocess.Popen([*command, "-m", module, str(request)], env=environment, preexec_fn=die_with_parent)
+    with interruption.deferred(launcher.terminate):
+        code = launcher.wait()
+    if code and interruption.requested():
+        raise Interrupted("asked to end; the processes of the run have ended, and left a resume point where they trained")
+    if code:
+        words = left.read_text(encoding="utf-8") if left.exists() else f"its exit code is {code}; its log says more"
         raise GristmillError(f"training in {processes} processes failed: {words}")

@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Generic, Literal, TypeVar, get_args
 
 from pipelines.errors import UnknownName
@@ -83,8 +83,7 @@ def map_shards(
     """
     engine = engine or Engine()
     if engine.kind == "ray" and items and not isolate and not _is_worker:
-        attempt = partial(_attempt_on_node, function)
-        yield from map_with_ray(attempt, items, workers=engine.num_workers, ahead=ahead, environment=ONE_THREAD)
+        yield from map_with_ray(partial(_attempt_on_node, function), items, workers=engine.num_workers, ahead=ahead, environment=ONE_THREAD)
         return
     alone = engine.num_workers == 1 or len(items) < 2 or _is_worker
     if not items or engine.kind == "serial" or (alone and not isolate):
@@ -96,7 +95,7 @@ def map_shards(
 
     def start(number: int) -> None:
         with _environment(SHORT_SPIN if isolate else ONE_THREAD):
-            futures.extend(pool.submit(_attempt_in_worker, function, item) for item in islice(waiting, number))
+            futures.extend(pool.submit(attempt, function, item) for item in islice(waiting, number))
 
     try:
         start(ahead or len(items))
@@ -110,6 +109,10 @@ def map_shards(
         raise RuntimeError(
             "a worker process was killed, most often for lack of memory; set GRISTMILL_WORKERS lower and run again"
         ) from error
+    except BaseException as error:
+        if not isolate and not isinstance(error, Exception | GeneratorExit):
+            _stop(pool)
+        raise
     finally:
         for future in futures:
             future.cancel()
@@ -130,7 +133,8 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Res
         return Mapped(item, error=error)
 
 
-def _attempt_in_worker(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Result]:
+def attempt(function: Callable[[Item], Result], item: Item) -> Mapped[Item, Result]:
+    """Return ``function(item)``, or the error it raised as one that can be pickled."""
     mapped = _attempt(function, item)
     return Mapped(item, error=_portable(mapped.error)) if mapped.error else mapped
 
@@ -139,7 +143,7 @@ def _attempt_on_node(function: Callable[[Item], Result], item: Item) -> Mapped[I
     """As in a worker of a pool; Ray ends its own with their node."""
     global _is_worker
     _is_worker = True
-    return _attempt_in_worker(function, item)
+    return attempt(function, item)
 
 
 def _portable(error: Exception) -> Exception:
@@ -160,6 +164,14 @@ def _shared_pool(workers: int) -> ProcessPoolExecutor:
         _pools[workers] = _new_pool(workers)
         atexit.register(_pools[workers].shutdown, wait=False, cancel_futures=True)
     return _pools[workers]
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool whose run is cancelled: they would finish what they are at, and this process would wait for them."""
+    _pools.clear()
+    pool.shutdown(wait=False, cancel_futures=True)
+    for child in active_children():
+        child.terminate()
 
 
 def _is_usable(pool: ProcessPoolExecutor) -> bool:

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import NamedTuple
+
+Location = tuple[int | str, ...]
+"""Where a value stands in a settings file: the keys, and places in lists, that lead to it."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with settings."""
+
+    location: Location
+    text: str
+    """The key, the value, the rule and the remedy."""
 
 
 class GristmillError(ValueError):
@@ -36,6 +48,15 @@ class OutOfSpace(GristmillError):
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'? known: ...`` for an unknown `name`, or ``; known: ...`` where none is near."""
     choices = sorted(known)
-    close = get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"{hint} known: {', '.join(choices) or 'none'}"
+    return f"{nearest(name, choices) or ';'} known: {', '.join(choices) or 'none'}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for an unknown `name`, or nothing where none is near."""
+    close = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def dotted(location: Location) -> str:
+    """Return `location` as recipes and messages write it: ``pretraining.0.tokens``."""
+    return ".".join(str(part) for part in location)

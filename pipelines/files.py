@@ -8,7 +8,7 @@ import fcntl
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,12 +42,34 @@ def is_out_of_space(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` (flock, exclusive); it is let go when the process ends, however it ends."""
+def locked(path: Path, *, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path` (flock); it is let go when the process ends, however it ends.
+
+    Args:
+        shared: hold it together with others that do so, too.
+        waiting: called once where another process has to be waited for.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, kind)
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether another process holds the lock file `path`."""
+    if not path.exists():
+        return False
+    with path.open("r") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def matching_files(pattern: str, root: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -93,6 +94,8 @@ class Manifest(Frozen):
     outcome: Outcome = Outcome()
     checks: tuple[Check, ...] = ()
     provenance: dict[str, Json] = Field(default_factory=dict)
+    seal: str = ""
+    """SHA-256 of the manifest's own bytes, taken with this value empty; `sealed` fills it in, and it stands last. Empty until published."""
     _directory: Path | None = PrivateAttr(default=None)
 
     @property
@@ -189,6 +192,24 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes()).at(directory)
     except ValueError as error:
         raise GristmillError(f"{path} is not a manifest ({error}); remove {directory} and materialize again") from error
+
+
+_OPEN = '\n "seal": ""\n}'
+_SEALED = re.compile(rb'\n "seal": "([0-9a-f]{64})"\n\}\Z')
+
+
+def sealed(manifest: Manifest) -> tuple[Manifest, bytes]:
+    """Return `manifest` with its seal, and the bytes that are written of it."""
+    written = manifest.model_copy(update={"seal": ""}).model_dump_json(indent=1)
+    seal = hashlib.sha256(written.encode()).hexdigest()
+    content = written.removesuffix(_OPEN) + _OPEN.replace('""', json.dumps(seal))
+    return manifest.model_copy(update={"seal": seal}).at(manifest.directory), content.encode()
+
+
+def seal_holds(content: bytes) -> bool:
+    """Return whether the bytes of a manifest are those that were sealed: every one of them counts."""
+    found = _SEALED.search(content)
+    return found is not None and hashlib.sha256(content[: found.start()] + _OPEN.encode()).hexdigest() == found[1].decode()
 
 
 def sha256_file(path: Path) -> str:

@@ -125,6 +125,13 @@ def size(value: Json) -> str:
     return f"{value / unit:,.{0 if unit == 1 else 1}f} {name}"
 
 
+def energy(value: Json) -> str:
+    """Return joules as ``12.3 kJ`` or, from a kilowatt-hour on, ``1.20 kWh``."""
+    if not _finite(value):
+        return MISSING
+    return f"{value / 3.6e6:,.2f} kWh" if value >= 3.6e6 else f"{value / 1e3:,.1f} kJ"
+
+
 def table(rows: Iterable[Mapping[str, Json]], columns: Sequence[Column], *, caption: str = "", wide: bool = False) -> Html:
     """Return a table that scrolls sideways where it is wider than the page; nothing where there is no row."""
     rows = list(rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from pipelines.errors import GristmillError, UnknownName, suggestion
+from pipelines.errors import GristmillError, Location, Problem, UnknownName, dotted, nearest, suggestion
 
 KINDS = (
     "sources",
@@ -113,21 +114,48 @@ def validate(model: type[SettingsType], values: Mapping[str, object], *, where: 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise GristmillError("\n".join(problems(error, model, where=where))) from None
+        found = problems(error, model, values)
+        raise GristmillError("\n".join(f"{where}: {problem.text}" for problem in found)) from None
 
 
-def problems(error: ValidationError, model: type[BaseModel], *, where: str) -> list[str]:
-    """Return one line per problem of a pydantic `error` about `model`."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+def problems(error: ValidationError, model: type[BaseModel], values: object, at: Location = ()) -> list[Problem]:
+    """Return the problems of a pydantic `error` about `model`, made of `values` that stand at `at`; None where they are not at hand.
+
+    What each of several types says of one value is one problem.
+    """
+    found: dict[Location, str] = {}
+    items = error.errors()
+    for item in items:
+        if item["type"] == "too_short" and any(other["loc"][:-1][: len(item["loc"])] == item["loc"] for other in items):
+            continue  # what is in it is wrong, and was not counted
+        inner = item["loc"] if values is None else _in_values(item["loc"], values, model)
+        location = (*at, *inner)
         if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown key {key!r}{suggestion(str(item['loc'][-1]), _keys_at(model, item['loc']))}")
+            found[location] = f"unknown key {dotted(location)!r}{suggestion(str(inner[-1]), _keys_at(model, inner))}"
             continue
-        value = item.get("input")
+        value, message = item.get("input"), item["msg"].removeprefix("Value error, ")
+        if item["type"] == "literal_error":
+            message += nearest(str(value), re.findall("'([^']*)'", item["ctx"]["expected"]))
         shown = "" if item["type"] == "missing" or isinstance(value, dict | BaseModel) else f" (got {value!r})"
-        lines.append(f"{where}: {key or 'settings'}: {item['msg']}{shown}")
-    return lines
+        before = found[location].removesuffix(shown) + "; or" if location in found else f"{dotted(location) or 'settings'}:"
+        found[location] = f"{before} {message}{shown}"
+    return [Problem(location, text) for location, text in found.items()]
+
+
+def _in_values(location: Location, values: object, model: type[BaseModel]) -> Location:
+    """Return `location` without what is neither a key of `values` nor of `model`: pydantic names the type of a union that it tried too."""
+    kept: list[int | str] = []
+    for part in location:
+        if isinstance(values, BaseModel):
+            values = dict(values)
+        inside = (isinstance(values, Mapping) and part in values) or (
+            isinstance(values, Sequence) and isinstance(part, int) and part < len(values)
+        )
+        if inside:
+            values = values[part]  # type: ignore[index]
+        if inside or part in _keys_at(model, (*kept, part)):
+            kept.append(part)
+    return tuple(kept)
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

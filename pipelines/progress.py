@@ -5,18 +5,38 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
+@dataclass
+class _Listener:
+    """Somebody who is told how far the work of this process is."""
+
+    tell: Callable[[str], None]
+    every_seconds: float
+    told: float
+
+
+_listeners: list[_Listener] = []
+
+
+def listen(tell: Callable[[str], None], *, every_seconds: float) -> None:
+    """Have `tell` called with the line of progress of this process, `every_seconds` at most; the first comes after as long."""
+    _listeners.append(_Listener(tell, every_seconds, time.monotonic()))
+
+
 class Progress:
-    """Prints ``label: 42% (1.2M of 2.9M tokens), 12.3k tokens/s, 2m10s left`` while GRISTMILL_PROGRESS is set."""
+    """Tells ``label: 42% (1.2M of 2.9M tokens), 12.3k tokens/s, 130s left``: prints it while GRISTMILL_PROGRESS is set, and to `listen`."""
 
     def __init__(self, label: str, total: int, unit: str) -> None:
         self._label, self._total, self._unit = label, max(1, total), unit
-        self._started = self._printed = time.monotonic()
+        self._started = time.monotonic()
         self._first: int | None = None
-        self._shown = bool(os.environ.get("GRISTMILL_PROGRESS"))
+        shown = _Listener(_print, SECONDS_BETWEEN_LINES, self._started)
+        self._listeners = [*([shown] if os.environ.get("GRISTMILL_PROGRESS") else []), *_listeners]
 
     def update(self, done: int, note: str = "") -> None:
         """Tell that `done` units of the whole are finished."""
@@ -25,14 +45,20 @@ class Progress:
             self._first = done
             self._started = now
             return
-        if not self._shown or now - self._printed < SECONDS_BETWEEN_LINES:
+        due = [listener for listener in self._listeners if now - listener.told >= listener.every_seconds]
+        if not due:
             return
-        self._printed = now
         rate = (done - self._first) / max(now - self._started, 1e-9)
         left = (self._total - done) / rate if rate else 0.0
         share = f"{done / self._total:.0%} ({short(done)} of {short(self._total)} {self._unit})"
         line = f"{self._label}: {share}, {short(rate)} {self._unit}/s, {left:.0f}s left"
-        print(f"  {line}{'; ' + note if note else ''}", file=sys.stderr, flush=True)
+        for listener in due:
+            listener.told = now
+            listener.tell(f"{line}{'; ' + note if note else ''}")
+
+
+def _print(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def short(number: float) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
 from pipelines.errors import GristmillError
-from pipelines.manifests import MANIFEST_NAME, FileEntry, Manifest, sha256_file
+from pipelines.manifests import MANIFEST_NAME, FileEntry, Manifest, seal_holds, sha256_file
 from pipelines.remote_files import attempt, file_system, is_url
 
 if TYPE_CHECKING:
@@ -78,9 +78,12 @@ class RemoteStore:
         if content is None:
             return None
         try:
-            return Manifest.model_validate_json(content)
+            found = Manifest.model_validate_json(content)
         except ValueError as error:
             raise GristmillError(f"{self.url}/{name} is not a manifest ({error}); remove it and materialize again") from error
+        if not seal_holds(content):
+            raise GristmillError(f"{self.url}/{name} is not as it was written: its seal is broken; remove it and materialize again")
+        return found
 
     def download(self, manifest: Manifest, directory: Path) -> None:
         """Put the files of `manifest` into `directory`; what lies there whole already is kept.

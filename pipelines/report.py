@@ -8,20 +8,17 @@ sections. This asset alone has other bytes from run to run; from the same manife
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 
 from pipelines.cards import write_cards
 from pipelines.manifests import Check, Json, Manifest, Outcome
+from pipelines.page_reader import PageReader, stands_alone
 from pipelines.pages import Column, Html, bar, count, decimals, number, page, paragraph, percent, section, table, text
 from pipelines.plugins import Settings
 from pipelines.report_artifacts import CHANGE, Artifacts, Row, total
 from pipelines.report_sections import SECTIONS, interval
 
 PAGE = "report.html"
-MAX_PAGE_BYTES = 5_000_000
-FETCHING_TAGS = ("script", "link", "iframe", "object", "embed", "base", "form")
-FETCHING_ATTRIBUTES = ("src", "href", "xlink:href", "srcset", "action", "formaction", "poster", "background")
 
 
 class ReportSettings(Settings):
@@ -206,56 +203,14 @@ def _tokens(selection: Manifest, key: str) -> int | None:
     return sum(found) if found else None
 
 
-class _Reader(HTMLParser):
-    """Collects what a page asks for from elsewhere, and how many texts each section holds."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.outside: list[str] = []
-        self.texts: dict[str, int] = {}
-        self._section: str | None = None
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = {name: value or "" for name, value in attrs}
-        self.outside += [f"<{tag}>"] if tag in FETCHING_TAGS or "http-equiv" in values else []
-        self.outside += [f"{name}={value[:60]}" for name, value in values.items() if _fetches(name, value)]
-        if tag == "section":
-            self._section = values.get("id", "")
-            self.texts[self._section] = 0
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "section":
-            self._section = None
-
-    def handle_data(self, data: str) -> None:
-        if self._section is not None and data.strip():
-            self.texts[self._section] += 1
-        if self.lasttag == "style":
-            self.outside += [word for word in ("@import", "url(") if word in data]
-
-
-def _fetches(name: str, value: str) -> bool:
-    """Return whether an attribute makes a browser ask for something that is not in the page."""
-    return (name in FETCHING_ATTRIBUTES and not value.startswith(("#", "data:image/"))) or (name == "style" and "url(" in value)
-
-
 def self_contained(draft: Manifest) -> Check:
     """The page asks for nothing outside itself, runs no script, and is smaller than 5 MB."""
-    path = draft.directory / PAGE
-    outside, length = _Reader(path).outside, path.stat().st_size
-    return Check(
-        name="self_contained",
-        passed=not outside and length < MAX_PAGE_BYTES,
-        description=f"{length:,} bytes; asked for outside the page: {', '.join(outside[:3]) or 'nothing'}",
-        metadata={"bytes": length, "outside": len(outside)},
-    )
+    return stands_alone(draft.directory / PAGE)
 
 
 def every_section_present(draft: Manifest) -> Check:
     """The page has every section, in order, and each says something below its heading."""
-    texts, wanted = _Reader(draft.directory / PAGE).texts, [name for name, *_ in SECTIONS]
+    texts, wanted = PageReader(draft.directory / PAGE).texts, [name for name, *_ in SECTIONS]
     missing = [name for name in wanted if texts.get(name, 0) < 2]
     return Check(
         name="every_section_present",

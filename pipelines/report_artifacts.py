@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pipelines.manifests import Check, Json, Manifest
-from pipelines.pages import Column, Form, count, decimals, percent, size
+from pipelines.pages import Column, Form, count, decimals, energy, percent, size
 
 Row = dict[str, Json]
 
@@ -42,7 +42,8 @@ FORMS: dict[str, Form] = {
     **dict.fromkeys(("bytes_per_token", "tokens_per_word"), decimals(2)),
     "vocabulary_share": percent,
     "general_standard_error": decimals(4),
-    "seconds": decimals(1),
+    **dict.fromkeys(("seconds", "cpu_seconds"), decimals(1)),
+    "energy": energy,
 }
 """How the values of a column are written; those of any other are text."""
 HEADINGS = {
@@ -56,6 +57,7 @@ HEADINGS = {
     "dip_depth": "Rose by",
     "estimate": "Critical ratio",
     "content": "SHA-256 of its files",
+    "cpu_seconds": "CPU seconds",
     "general_delta": "Change of general loss",
     "general_standard_error": "Standard error",
     "left_out_in_tolerances": "In tolerances",

@@ -342,14 +342,32 @@ def cost(made: Artifacts) -> str:
             {
                 "asset": code(asset),
                 "artifacts": len(manifests),
-                "seconds": sum(float(item.get("seconds") or 0.0) for item in spent),
+                "seconds": _sum(spent, "seconds") or 0.0,
+                "cpu_seconds": _sum(spent, "cpu_seconds"),
+                "energy": _sum(spent, "energy_joules"),
                 "bytes": sum(manifest.bytes for manifest in manifests),
                 "peak_memory": max(int(item.get("peak_memory_bytes") or 0) for item in spent) or None,
             }
         )
-    rows.append({"asset": "all", **{key: sum(row[key] for row in rows) for key in ("artifacts", "seconds", "bytes")}})
-    note = "Seconds are summed over artifacts, some made side by side. Memory is the peak of a process, which may have run other steps too."
-    return paragraph(note, kind="quiet") + table(rows, columns("asset artifacts seconds bytes peak_memory"))
+    keys = ("artifacts", "seconds", "cpu_seconds", "energy", "bytes")
+    rows.append({"asset": "all", **{key: _sum(rows, key) for key in keys}})
+    note = (
+        "Seconds are summed over artifacts, some made side by side. Memory is the peak of a process, which may have run other steps too. "
+    )
+    counted = any(row["energy"] is not None for row in rows)
+    note += "Energy is that of the whole machine meanwhile." if counted else "Energy: this machine has no counter that may be read."
+    shown = (
+        "asset artifacts seconds cpu_seconds energy bytes peak_memory"
+        if counted
+        else "asset artifacts seconds cpu_seconds bytes peak_memory"
+    )
+    return paragraph(note, kind="quiet") + table(rows, columns(shown))
+
+
+def _sum(rows: Sequence[Mapping[str, Json]], key: str) -> float | None:
+    """Return the sum of what the rows have under `key`, None where none has it."""
+    found = [float(row[key]) for row in rows if row.get(key) is not None]
+    return sum(found) if found else None
 
 
 def lineage(made: Artifacts) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
@@ -12,6 +14,7 @@ from pipelines.manifests import Json
 METRICS, VALIDATION, SAMPLES, EVENTS = "metrics.jsonl", "validation.jsonl", "samples.jsonl", "events.jsonl"
 RECORDS = (METRICS, VALIDATION, SAMPLES)
 """What grows along the run."""
+SECONDS_UNSHOWN = 2.0
 
 
 class Lines:
@@ -51,6 +54,7 @@ class Records:
 
     def __init__(self, out: Path, *, writes: bool = True) -> None:
         self.metrics, self.validation, self.samples = (Lines(out / name, writes=writes) for name in RECORDS)
+        self._shown = time.monotonic()
 
     def __enter__(self) -> Records:
         return self
@@ -71,6 +75,14 @@ class Records:
         """Hand everything to the file system."""
         for lines in self._all:
             lines.flush()
+
+    def show(self) -> None:
+        """Hand everything to the file system now and then, for those who follow the run; `flush` tells where the disk is full."""
+        if time.monotonic() - self._shown < SECONDS_UNSHOWN:
+            return
+        self._shown = time.monotonic()
+        with contextlib.suppress(OSError):
+            self.flush()
 
 
 def read_records(path: Path) -> list[dict[str, Json]]:

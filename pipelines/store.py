@@ -4,7 +4,9 @@
     <root>/current/<asset>/<partition>.json     which fingerprint a partition stands at
     <root>/staging/<asset>-<fingerprint>/       being written, or left by a killed process
     <root>/rejected/<asset>-<fingerprint>/      the last attempt that failed its audit
+    <root>/refused/<asset>/<partition>.json     that the last attempt at a partition is one of those
     <root>/locks/                               one writer per artifact
+    <root>/leases/                              what living processes read and write: `pipelines.leases`
 
 Asking again for what is published is a hit and costs one small read. With a `RemoteStore` behind it the root is a cache: what is
 not there is looked for and fetched from the remote, and what is published is sent there.
@@ -25,9 +27,11 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from pipelines import refusals
 from pipelines.code_version import code_version, installed_version
 from pipelines.errors import GristmillError, MissingArtifact, OutOfSpace
 from pipelines.files import is_out_of_space, locked, sync
+from pipelines.leases import Address, Leases
 from pipelines.manifests import (
     MANIFEST_NAME,
     Check,
@@ -38,10 +42,14 @@ from pipelines.manifests import (
     Outcome,
     fingerprint,
     read_manifest,
+    sealed,
     sha256_file,
 )
 from pipelines.plugins import Settings
+from pipelines.refusals import Refusal
 from pipelines.remote_store import RemoteStore, pointed_at, pointer_content, pointer_name
+from pipelines.spending import Meter
+from pipelines.verification import faults_of
 
 Input = "Manifest | Member | Build"
 """A published artifact, one file of it, or a request that is built first."""
@@ -57,8 +65,8 @@ class AuditFailed(GristmillError):
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        failed = [f"{c.name}: {c.description}" for c in manifest.checks if c.blocking and not c.passed]
-        super().__init__(f"{manifest.label} failed its audit and was not published: {'; '.join(failed)}")
+        self.failed = tuple(f"{c.name}: {c.description}" for c in manifest.checks if c.blocking and not c.passed)
+        super().__init__(f"{manifest.label} failed its audit and was not published: {'; '.join(self.failed)}")
 
     def __reduce__(self) -> tuple[type, tuple[Manifest]]:
         return (type(self), (self.manifest,))
@@ -120,11 +128,20 @@ class Store:
 
     def __init__(self, root: Path, remote: RemoteStore | None = None) -> None:
         self.root = Path(root).absolute()
+        self.leases = Leases(self.root)
         self.remote = remote
 
     def directory(self, asset: str, address: str) -> Path:
         """Return where the artifact with fingerprint `address` lies or would lie."""
         return self.root / "artifacts" / asset / address
+
+    def staging(self, asset: str, address: str) -> Path:
+        """Return where the artifact with fingerprint `address` is written before it is published."""
+        return self.root / "staging" / f"{asset}-{address}"
+
+    def lock(self, asset: str, address: str) -> Path:
+        """Return the lock file that the one writer of the artifact with fingerprint `address` holds."""
+        return self.root / "locks" / Address(asset, address).name
 
     def find(self, asset: str, address: str) -> Manifest | None:
         """Return the published artifact, or None; one that the remote holds is fetched."""
@@ -165,17 +182,47 @@ class Store:
             OutOfSpace: the disk is full; nothing is published and what was written is removed, but for resume points.
         """
         started = time.perf_counter()
-        address = request.fingerprint()
-        if self.find(request.asset, address) is None:
-            request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
-        with self._room(request), locked(self.root / "locks" / f"{request.asset}-{address}"):
-            found = self.find(request.asset, address)
-            manifest = found or self._compute(request, address)
-            manifest = manifest.for_partition(request.partition)
-            self._point(request.asset, request.partition, address)
-            if self.remote:
+        try:
+            manifest, hit = self._hit(request) or self._found_or_computed(request, request.fingerprint())
+        except AuditFailed as error:
+            self._refuse(request, error)
+            raise
+        manifest = manifest.for_partition(request.partition)
+        if self.remote:
+            with self._room(request), locked(self.lock(request.asset, request.fingerprint())):
                 self.remote.publish(manifest)
-        return Built(manifest, hit=found is not None, seconds=time.perf_counter() - started)
+        return Built(manifest, hit=hit, seconds=time.perf_counter() - started)
+
+    def _hit(self, request: Build) -> tuple[Manifest, bool] | None:
+        """Return what is asked for where it is there, and have its partition stand at it; housekeeping waits meanwhile."""
+        with self._room(request), self.leases.looking():
+            found = self.find(request.asset, request.fingerprint())
+            if found:
+                self._point(request.asset, request.partition, request.fingerprint())
+        return (found, True) if found else None
+
+    def _found_or_computed(self, request: Build, address: str) -> tuple[Manifest, bool]:
+        with contextlib.ExitStack() as held:
+            with self._room(request):
+                held.enter_context(self.leases.taken(lambda: [request], needed))
+            if self.find(request.asset, address) is None:
+                request = replace(request, inputs={name: self._built(value) for name, value in request.inputs.items()})
+            with self._room(request), locked(self.lock(request.asset, request.fingerprint())):
+                found = self.find(request.asset, address)
+                manifest = found or self._compute(request, address)
+                with self.leases.looking():  # with the gate held alone, no pointer is half written
+                    self._point(request.asset, request.partition, address)
+        return manifest, found is not None
+
+    def _refuse(self, request: Build, error: AuditFailed) -> None:
+        """Remember that the last attempt at this partition failed an audit, its own or that of what it is made of."""
+        pointer = self._pointer(request.asset, request.partition)
+        standing = pointed_at(pointer.read_bytes()) if pointer.exists() else None
+        refused = Refusal(
+            asset=request.asset, partition=request.partition, fingerprint=request.fingerprint(), standing=standing, failed=error.failed
+        )
+        with self.leases.looking():
+            refusals.record(self.root, refused)
 
     def _built(self, value: Input | tuple[Input, ...]) -> Input | tuple[Input, ...]:
         if isinstance(value, tuple):
@@ -183,25 +230,18 @@ class Store:
         return self.build(value).manifest if isinstance(value, Build) else value
 
     def verify(self, manifest: Manifest) -> list[str]:
-        """Re-hash every file of `manifest`; return one line per file that is missing or differs."""
-        faults = []
-        for entry in manifest.files:
-            path = manifest.directory / entry.path
-            if not path.exists():
-                faults.append(f"{manifest.label}: {entry.path} is missing")
-            elif sha256_file(path) != entry.sha256:
-                faults.append(f"{manifest.label}: {entry.path} differs from its recorded SHA-256")
-        return faults
+        """Re-hash every file of `manifest`; return one line per fault, as `pipelines.verification` finds them."""
+        return [str(fault) for fault in faults_of(manifest.directory, label=manifest.label)]
 
     def _compute(self, request: Build, address: str) -> Manifest:
-        staging = self.root / "staging" / f"{request.asset}-{address}"
+        staging = self.staging(request.asset, address)
         if not request.resumable:
             shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir(parents=True, exist_ok=True)
-            started, clock = datetime.now(UTC), time.perf_counter()
+            started, meter = datetime.now(UTC), Meter()
             outcome = request.step(request.settings, staging, **request.inputs)
-            manifest = self._draft(request, address, staging, outcome, started, time.perf_counter() - clock)
+            manifest = self._draft(request, address, staging, outcome, started, meter.spent())
             manifest = manifest.model_copy(update={"checks": tuple(_audited(audit, manifest) for audit in request.audits)}).at(staging)
             if any(check.blocking and not check.passed for check in manifest.checks):
                 raise AuditFailed(self._reject(manifest, staging, address))
@@ -210,8 +250,14 @@ class Store:
             if is_out_of_space(error):
                 _clear(staging, kept=RESUME if request.resumable else None)
             raise
+        except BaseException:  # cancelled; what a killed process leaves is removed by the next attempt
+            if not request.resumable:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
 
-    def _draft(self, request: Build, address: str, staging: Path, outcome: Outcome, started: datetime, seconds: float) -> Manifest:
+    def _draft(
+        self, request: Build, address: str, staging: Path, outcome: Outcome, started: datetime, spent: Mapping[str, float]
+    ) -> Manifest:
         files = tuple(
             FileEntry(path=path.relative_to(staging).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))
             for path in sorted(p for p in staging.rglob("*") if p.is_file() and p != staging / MANIFEST_NAME)
@@ -225,11 +271,12 @@ class Store:
             inputs=request.references(),
             files=files,
             outcome=outcome,
-            provenance=_provenance(started, seconds, request.packages),
+            provenance=_provenance(started, spent, request.packages),
         ).at(staging)
 
     def _publish(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
-        (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        manifest, content = sealed(manifest)
+        (staging / MANIFEST_NAME).write_bytes(content)
         for path in staging.rglob("*"):
             sync(path)
         sync(staging)
@@ -254,7 +301,7 @@ class Store:
                 staging = self.root / "staging" / f"{asset}-{address}.{found.content_sha256[:8]}"
                 staging.mkdir(parents=True, exist_ok=True)
                 self.remote.download(found, staging)
-                self._publish(found, staging, address)
+                self._publish(found.at(staging), staging, address)
         return read_manifest(self.directory(asset, address))
 
     def _standing(self, asset: str, partition: str | None) -> str | None:
@@ -274,6 +321,7 @@ class Store:
         return self.root / pointer_name(asset, partition)
 
     def _point(self, asset: str, partition: str | None, address: str) -> None:
+        refusals.clear(self.root, asset, partition)
         pointer = self._pointer(asset, partition)
         content = pointer_content(partition, address)
         if pointer.exists() and pointer.read_text() == content:
@@ -327,15 +375,30 @@ def _clear(staging: Path, *, kept: str | None) -> None:
         staging.rmdir()
 
 
+def needed(builds: Sequence[Build]) -> set[Address]:
+    """Return every artifact that `builds` name: what they ask for, their inputs, and those of inputs that are requests themselves."""
+    found: set[Address] = set()
+    pending = list(builds)
+    while pending:
+        build = pending.pop()
+        own = Address(build.asset, build.fingerprint())
+        if own in found:
+            continue
+        inputs = [value for many in build.inputs.values() for value in _many(many)]
+        found |= {own, *(Address(r.asset, r.fingerprint) for r in (value.reference() for value in inputs if not isinstance(value, Build)))}
+        pending += [value for value in inputs if isinstance(value, Build)]
+    return found
+
+
 def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _provenance(started: datetime, seconds: float, packages: Sequence[str]) -> dict[str, Json]:
+def _provenance(started: datetime, spent: Mapping[str, float], packages: Sequence[str]) -> dict[str, Json]:
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
         "started": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
+        **spent,
         "peak_memory_bytes": max(item.ru_maxrss for item in usage) * 1024,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -1,7 +1,8 @@
 """MLflow: a run for every artifact that was computed, nested under its recipe's run or the ingestion's.
 
 This module alone knows MLflow. Everything of an artifact is written in a few batches after it was published, from its
-manifest, so that tracking costs little and can be repeated. The database is made once, under a lock: two processes
+manifest, so that tracking costs little and can be repeated; the curves of a long training before that, while it lasts
+(`LiveRun`), into the run that every attempt goes on with. The database is made once, under a lock: two processes
 that create it at the same time would corrupt it.
 """
 
@@ -12,22 +13,29 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipelines.errors import GristmillError
+from pipelines.growing_records import GrowingRecords
 from pipelines.manifests import Json, Manifest
+from pipelines.progress import warn
 from pipelines.tracking_database import database_lock, with_driver
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAMETER_CHARACTERS = 500
 METRICS_PER_BATCH = 1000
+PAGES = (".html", ".md")
+"""Endings of the files that MLflow shows as they are."""
+CURVES = {"metrics.jsonl": "train", "validation.jsonl": "validation"}
+"""Files of records, and what the names of their metrics begin with."""
 CHAMPION = "champion"
 """The alias of the version of the registered model that passed its gate last."""
 GATE = "not_worse_than_baseline"
@@ -76,15 +84,51 @@ class Tracker:
         return record.read_text() if record.exists() else None
 
     def start(self, manifest: Manifest, *, parent: str, tags: RunTags) -> str:
-        """Open a run for `manifest` under the run named `parent`; return its id."""
-        name = f"{manifest.asset} {manifest.partition or ''}".strip()
-        run = self._client.create_run(
-            self.experiment_id,
-            start_time=_milliseconds(manifest.provenance.get("started")),
-            run_name=name,
-            tags={PARENT_TAG: self.parent_run(parent), **tags.tags()},
-        )
-        return run.info.run_id
+        """Return the id of a run for `manifest` under the run named `parent`: the one that showed it live, or a new one."""
+        return self._shown(tags) or self._create(tags, parent, _milliseconds(manifest.provenance.get("started")))
+
+    def show(self, tags: RunTags, *, parent: str) -> str:
+        """Return the id of the run of an artifact that is being computed: that of an attempt before this one, or a new one."""
+        run_id = self._shown(tags)
+        if run_id is None:
+            run_id = self._create(tags, parent, _milliseconds(None))
+            self._note(tags).parent.mkdir(parents=True, exist_ok=True)
+            self._note(tags).write_text(run_id)
+            return run_id
+        self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, "dagster.run_id", tags.dagster_run_id)
+        return run_id
+
+    def _create(self, tags: RunTags, parent: str, started: int) -> str:
+        name = f"{tags.asset} {tags.partition or ''}".strip()
+        group = {PARENT_TAG: self.parent_run(parent), **tags.tags()}
+        return self._client.create_run(self.experiment_id, start_time=started, run_name=name, tags=group).info.run_id
+
+    def _shown(self, tags: RunTags) -> str | None:
+        """Return the id of the run that showed the artifact while it was computed, if this server still has it."""
+        from mlflow.exceptions import MlflowException
+
+        note = self._note(tags)
+        try:
+            return self._client.get_run(note.read_text()).info.run_id if note.exists() else None
+        except MlflowException:  # deleted there, or the note was cut short by a power failure
+            return None
+
+    def _note(self, artifact: Manifest | RunTags) -> Path:
+        return self._record(artifact).with_suffix(".live")
+
+    def held(self, run_id: str, key: str) -> set[tuple[int, float]]:
+        """Return the tokens and values of metric `key` in run `run_id`."""
+        return {(metric.step, metric.value) for metric in self._client.get_metric_history(run_id, key)}
+
+    def log(self, run_id: str, metrics: Sequence[Metric]) -> None:
+        """Add `metrics` to run `run_id`."""
+        for first in range(0, len(metrics), METRICS_PER_BATCH):
+            self._client.log_batch(run_id, metrics[first : first + METRICS_PER_BATCH])
+
+    def leave(self, run_id: str, status: Literal["KILLED", "FAILED"]) -> None:
+        """Say in run `run_id` that an attempt ended without an artifact."""
+        self._client.set_terminated(run_id, status)
 
     def finish(self, run_id: str, manifest: Manifest) -> str:
         """Write everything that `manifest` says into run `run_id` and close it; return the id."""
@@ -94,20 +138,22 @@ class Tracker:
         seconds = float(manifest.provenance.get("seconds") or 0.0)
         values = {**manifest.outcome.metrics, **{k: float(v) for k, v in manifest.counts.items()}, "seconds": seconds}
         values["peak_memory_bytes"] = float(manifest.provenance.get("peak_memory_bytes") or 0)
-        metrics = [Metric(_key(key), value, started, 0) for key, value in values.items()] + list(_curves(manifest, started))
+        metrics = [Metric(_key(key), value, started, 0) for key, value in values.items()]
         params = [Param(_key(k), v) for k, v in _flat(manifest.settings).items()][:100]
-        self._client.log_batch(run_id, metrics[:METRICS_PER_BATCH], params, [RunTag("gristmill.path", str(manifest.directory))])
-        for first in range(METRICS_PER_BATCH, len(metrics), METRICS_PER_BATCH):
-            self._client.log_batch(run_id, metrics[first : first + METRICS_PER_BATCH])
+        self._client.log_batch(run_id, metrics, params, [RunTag("gristmill.path", str(manifest.directory))])
+        curves = [*recorded_curves(manifest.directory, started), *_selection_curves(manifest, started)]
+        held = {key: self.held(run_id, key) for key in {metric.key for metric in curves}} if self._note(manifest).exists() else {}
+        self.log(run_id, [metric for metric in curves if (metric.step, metric.value) not in held.get(metric.key, ())])
         self._log_datasets(run_id, manifest)
-        for plot in manifest.outcome.plots:
-            self._client.log_artifact(run_id, str(manifest.directory / plot))
+        for name in (*manifest.outcome.plots, *(entry.path for entry in manifest.files if entry.path.endswith(PAGES))):
+            self._client.log_artifact(run_id, str(manifest.directory / name))
         if (manifest.directory / "config.json").exists():
             self._log_model(run_id, manifest)
         self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED), end_time=started + int(seconds * 1000))
         record = self._record(manifest)
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(run_id)
+        self._note(manifest).unlink(missing_ok=True)
         return run_id
 
     def promote(self, checkpoint: Manifest, comparison: Manifest) -> str:
@@ -136,6 +182,33 @@ class Tracker:
         self._client.set_registered_model_alias(self._experiment, CHAMPION, version)
         return version
 
+    def promoted(self) -> dict[str, str]:
+        """Return the fingerprints of the artifacts that are versions of a registered model, and what the registry calls them.
+
+        Raises:
+            GristmillError: the tracking server does not say.
+        """
+        local = self._home / "mlflow.db"
+        if self._uri == f"sqlite:///{local}" and not local.exists():
+            return {}
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(self._promoted())
+        except MlflowException as error:
+            raise GristmillError(
+                f"the model registry at {self._uri} does not say which models were promoted ({error}); start it, or set MLFLOW_TRACKING_URI"
+            ) from error
+
+    def _promoted(self) -> Iterator[tuple[str, str]]:
+        for model in self._client.search_registered_models():
+            aliases: dict[str, list[str]] = {}
+            for alias, version in model.aliases.items():
+                aliases.setdefault(str(version), []).append(alias)
+            for version in self._client.search_model_versions(f"name = '{model.name}'"):
+                if fingerprint := version.tags.get("gristmill.fingerprint"):
+                    yield fingerprint, ", ".join([f"version {version.version} of {model.name}", *aliases.get(str(version.version), ())])
+
     def _version(self, checkpoint: Manifest, run_id: str) -> str:
         """Return the version of the registered model that `checkpoint` is, made where there is none."""
         model_id = self._logged_model(run_id)  # before the lock, which finding the experiment takes too
@@ -163,9 +236,9 @@ class Tracker:
         found = self._client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run_id}'")
         return found[0].model_id if found else None
 
-    def _record(self, manifest: Manifest) -> Path:
+    def _record(self, artifact: Manifest | RunTags) -> Path:
         server = hashlib.sha256(self._uri.encode()).hexdigest()[:12]
-        return self._home / "tracked" / server / manifest.asset / manifest.fingerprint
+        return self._home / "tracked" / server / artifact.asset / artifact.fingerprint
 
     @cached_property
     def experiment_id(self) -> str:
@@ -253,22 +326,91 @@ def _milliseconds(started: Json) -> int:
     return int((datetime.fromisoformat(str(started)).timestamp() if started else time.time()) * 1000)
 
 
-def _curves(manifest: Manifest, timestamp: int) -> Iterator[object]:
-    """Yield the metrics of a training run over tokens: losses, in all, by domain and on documents set aside, and its selections."""
+def recorded_curves(directory: Path, timestamp: int) -> Iterator[Metric]:
+    """Yield what the training run in `directory` recorded, over tokens: losses, in all, by domain and on documents set aside."""
+    for name in CURVES:
+        path = directory / name
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            yield from _metrics_of(name, json.loads(line), timestamp)
+
+
+def _metrics_of(file: str, record: Mapping[str, Json], timestamp: int) -> Iterator[Metric]:
     from mlflow.entities import Metric
 
-    for prefix, name in (("train", "metrics.jsonl"), ("validation", "validation.jsonl")):
-        path = manifest.directory / name
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            record = json.loads(line)
-            values = {key: record[key] for key in ("loss", "learning_rate", "gradient_norm") if key in record}
-            values |= {f"loss/{domain}": loss for domain, loss in record.get("domains", {}).items()}
-            for key, value in values.items():
-                yield Metric(_key(f"{prefix}_{key}"), value, timestamp, record["tokens"])
+    values = {key: record[key] for key in ("loss", "learning_rate", "gradient_norm") if key in record}
+    values |= {f"loss/{domain}": loss for domain, loss in record.get("domains", {}).items()}
+    for key, value in values.items():
+        yield Metric(_key(f"{CURVES[file]}_{key}"), value, timestamp, record["tokens"])
+
+
+def _selection_curves(manifest: Manifest, timestamp: int) -> Iterator[Metric]:
+    """Yield what the selections of a training run found, over tokens."""
+    from mlflow.entities import Metric
+
     for row in manifest.outcome.tables.get("rounds", ()):
         for key in sorted(set(row) - {"round", "domain", "tokens"}):
             if isinstance(row[key], int | float):
                 yield Metric(_key(f"selection_{key}/{row['domain']}"), row[key], timestamp, row["tokens"])
+
+
+class LiveRun:
+    """The run of an artifact that is being computed: its curves grow as the records in its directory do.
+
+    A tracking server that does not answer is named once, and never ends the computation; what it missed is added when it answers.
+    """
+
+    def __init__(self, tracker: Tracker, tags: RunTags, directory: Path, *, parent: str) -> None:
+        self._tracker, self._tags, self._directory, self._parent = tracker, tags, directory, parent
+        self._run_id: str | None = None
+        self._files = {name: GrowingRecords(directory / name) for name in CURVES}
+        self._tokens: dict[str, int] = {}
+        """The newest tokens that the run holds, by file."""
+        self._warned = False
+
+    def update(self) -> str | None:
+        """Add what was recorded since the last time; return the link to the run, None where there is none yet."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self._run_id is None:
+                self._open()
+            for name, file in self._files.items():
+                self._add(name, file)
+        except MlflowException as error:
+            self._warn(error)
+        return self._tracker.url(self._run_id) if self._run_id else None
+
+    def leave(self, status: Literal["KILLED", "FAILED"]) -> None:
+        """Say that the attempt ended without an artifact; the next one goes on in the same run."""
+        from mlflow.exceptions import MlflowException
+
+        if self._run_id is None:
+            return
+        self.update()
+        try:
+            self._tracker.leave(self._run_id, status)
+        except MlflowException as error:
+            self._warn(error)
+
+    def _open(self) -> None:
+        run_id = self._tracker.show(self._tags, parent=self._parent)
+        for name, prefix in CURVES.items():
+            self._tokens[name] = max((tokens for tokens, _ in self._tracker.held(run_id, f"{prefix}_loss")), default=-1)
+        self._run_id = run_id
+
+    def _add(self, name: str, file: GrowingRecords) -> None:
+        records, position = file.unread()
+        fresh = [record for record in records if record["tokens"] > self._tokens[name]]
+        if fresh:
+            now = _milliseconds(None)
+            self._tracker.log(str(self._run_id), [metric for record in fresh for metric in _metrics_of(name, record, now)])
+            self._tokens[name] = fresh[-1]["tokens"]
+        file.position = position
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            warn(f"MLflow does not show {self._tags.asset} {self._tags.partition or ''} while it is computed: {error}")
+        self._warned = True
 
 
 def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, str]:

@@ -53,8 +53,7 @@ def _advisory_lock(uri: str, name: str) -> Iterator[None]:
     except sa.exc.OperationalError as error:
         said = " ".join(str(error.orig).split())
         raise GristmillError(
-            f"the tracking database {_shown(uri)} does not answer ({said}); "
-            "start it, or correct MLFLOW_TRACKING_URI, and run again"
+            f"the tracking database {_shown(uri)} does not answer ({said}); start it, or correct MLFLOW_TRACKING_URI, and run again"
         ) from error
     with connection:  # the lock ends with its connection
         key = int.from_bytes(hashlib.sha256(f"gristmill {name}".encode()).digest()[:8], "big", signed=True)

@@ -34,6 +34,7 @@ from pipelines.optimizers import Optimizer
 from pipelines.plan import Plan, TrainingSettings
 from pipelines.progress import Progress, report_line, short
 from pipelines.reselection import SELECTION, Selector
+from pipelines.run_limits import Limits
 from pipelines.run_records import RECORDS, Records
 from pipelines.run_watch import KEPT, Watch
 from pipelines.shards import PassagePool, passage_pools, split_pool
@@ -48,10 +49,6 @@ STEPS_PER_RECORD = 10
 RESUME, REWIND = "resume", "resume/rewind"  # what a full disk leaves of a run lies under the first
 MEASURING = 2**62
 """Key of what objectives draw when they measure: the same masks for every run, so that losses are paired."""
-
-
-class BudgetReached(GristmillError):
-    """The wall-clock budget ended before the plan; the run goes on when it is asked for again."""
 
 
 @dataclass
@@ -172,30 +169,27 @@ class Run:
         Raises:
             GristmillError: a guard rail stopped the run.
             BudgetReached: `max_seconds` are over; a resume point is written.
+            Interrupted: the process was asked to end; a resume point is written.
         """
         self._resume(out)
         label = f"training ({short(sum(p.numel() for p in self.model.parameters()))} parameters)"
         progress = Progress(label, self.num_steps * self.tokens_per_step, "tokens")
-        saved = started = time.monotonic()
-        first = self.step
+        limits, first = Limits(self.settings, resumable=resumable), self.step
         self.model.train()
-        with Records(out, writes=self.world.is_first) as records, self._writer(out, resumable) as writer:
+        with limits.held(), Records(out, writes=self.world.is_first) as records, self._writer(out, resumable) as writer:
             while self.step < until and not self.stopped_early:
                 self._rewind_point(out, records)
                 loss = self._guarded_step(out, records, writer)
-                progress.update(self.step * self.tokens_per_step, f"loss {loss:.3f}")
+                progress.update(self.step * self.tokens_per_step, f"step {self.step}, loss {loss:.3f}")
                 self.watch.look(out, records)
-                over = self.settings.max_seconds is not None and time.monotonic() - started > self.settings.max_seconds
-                due = over or time.monotonic() - saved > self.settings.checkpoint_seconds
-                if resumable and not self.finished and self._agreed(due):
+                records.show()
+                over = limits.over()
+                if resumable and not self.finished and self._agreed(over or limits.due()):
                     self._save(writer, records, wait=over)
-                    saved = time.monotonic()
+                    limits.saved()
                     if self.world.agree(over):
-                        raise BudgetReached(
-                            f"max_seconds {self.settings.max_seconds:g} are over at step {self.step} of {self.num_steps}; "
-                            "a resume point is written, run again to go on"
-                        )
-        self.seconds["all"] += time.monotonic() - started
+                        raise limits.reached(self.step, self.num_steps)
+        self.seconds["all"] += time.monotonic() - limits.started
         self.trained += self.step - first
 
     def _agreed(self, due: bool) -> bool:  # noqa: FBT001

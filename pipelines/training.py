@@ -17,13 +17,14 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pipelines import checkpoints
+from pipelines import checkpoints, interruption
 from pipelines.checkpoints import RetentionSettings
 from pipelines.data_order import DataOrder, DomainMixture
 from pipelines.distributed import ERROR_NAME, current_world, joined, launch, pick_device
 from pipelines.encoders import special_tokens
+from pipelines.engine import die_with_parent
 from pipelines.errors import GristmillError
-from pipelines.files import file_hashes
+from pipelines.files import file_hashes, locked
 from pipelines.manifests import Check, Json, Manifest, Member, Outcome, read_manifest
 from pipelines.model_files import Commit, local_path, model_folder, weight_files
 from pipelines.models import ModelSettings, check_head, new_model, set_up_torch
@@ -38,6 +39,8 @@ from pipelines.store import advisory
 from pipelines.trainer import RESUME, Run
 
 TRAINING_PACKAGES = ("torch", "transformers")
+WRITERS = "writers.lock"
+"""Held by each process of a run, so that the next attempt waits for all of them."""
 
 
 class GeneralSettings(TrainingSettings):
@@ -267,7 +270,8 @@ def _train_in_processes(
         base=str(base.directory) if base else None,
         out=str(out),
     )
-    (work / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
+    with locked(work / WRITERS):  # processes of an attempt whose launcher was killed may still be on their way to their end
+        (work / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
     launch("pipelines.training", work / "request.json", settings.processes)
     outcome = Outcome.model_validate_json((work / "outcome.json").read_text(encoding="utf-8"))
     shutil.rmtree(work)
@@ -276,11 +280,13 @@ def _train_in_processes(
 
 def _train_as_one_of_many(path: Path) -> None:
     """Train as one process of the run that the request at `path` describes; what goes wrong is left beside it in words."""
+    die_with_parent()
+    interruption.install()
     request = Request.model_validate_json(path.read_text(encoding="utf-8"))
     world = current_world()
     wanted = TrainingSettings.model_validate(request.settings).device
     try:
-        with joined(world, pick_device(wanted, world)):
+        with locked(path.parent / WRITERS, shared=True), joined(world, pick_device(wanted, world)):
             outcome = _train(request.run(), Path(request.out))
     except GristmillError as error:
         (path.parent / ERROR_NAME).write_text(str(error), encoding="utf-8")

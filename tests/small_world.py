@@ -18,9 +18,9 @@ from pipelines.manifests import Json, Manifest, Member, Outcome
 from pipelines.models import ModelSettings
 from pipelines.plan import TrainingSettings, training_plugins
 from pipelines.plugins import Settings
+from pipelines.run_limits import BudgetReached
 from pipelines.store import Build, Store
 from pipelines.tokenization import PassageSettings, TokenizerSettings, tokenize_documents, train_tokenizer
-from pipelines.trainer import BudgetReached
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

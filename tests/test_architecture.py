@@ -40,22 +40,25 @@ STEPS = (
     "classification",
     "comparison",
     "report",
+    "recipes_report",
 )
 LAYERS = {
     # Each may import itself where it is a folder, and what stands in the layers below it; with exceptions under ALSO.
     "definitions": ("assets_defs",),
-    "recipes": ("configuration", "recipe_evaluation", "recipe_mixture", "recipes"),
+    "recipes": ("configuration", "recipe_checks", "recipe_evaluation", "recipe_mixture", "recipes", "settings_files"),
     "steps": STEPS,
     "parts": (
         *("deduplication_audits", "duplicate_index", "folding", "minhash_kernels", "register_kernel"),
         *(
             "cards",
             "checkpoints",
+            "compared_rows",
             "duplicate_register",
             "explanation",
             "filter_tables",
             "minhash",
             "ngrams",
+            "page_reader",
             "pages",
             "report_artifacts",
             "report_sections",
@@ -70,9 +73,11 @@ LAYERS = {
             "model_state",
             "plan",
             "reselection",
+            "run_limits",
             "run_records",
             "run_summary",
             "run_watch",
+            "seen_documents",
             "shards",
             "shared_spans",
             "shares",
@@ -83,7 +88,20 @@ LAYERS = {
         *("candidates", "odd_texts", "selection_audits", "selection_plots", "throughput", "trainer", "vocabulary"),
     ),
     "plugins": plugins.KINDS,
-    "store": ("remote_store", "store", "tracking", "tracking_database"),
+    "store": (
+        *(
+            "housekeeping",
+            "leases",
+            "lineage",
+            "pins",
+            "refusals",
+            "remote_store",
+            "store",
+            "tracking",
+            "tracking_database",
+            "verification",
+        ),
+    ),
     "shared": (
         "batch",
         "code_version",
@@ -91,7 +109,9 @@ LAYERS = {
         "engine",
         "errors",
         "files",
+        "growing_records",
         "hidden_states",
+        "interruption",
         "intervals",
         "linear_cross_entropy",
         "manifests",
@@ -106,6 +126,7 @@ LAYERS = {
         "remote_files",
         "rounding",
         "row_groups",
+        "spending",
         "stream_kernels",
         "token_bytes",
         "words",
@@ -116,6 +137,7 @@ ALSO = {
     ("evaluators", "shards"),  # an evaluator reads held-out documents as the shards lay them out
     ("sources", "token_formats"),  # token files of other trainers are decoded to text
     ("objectives", "teachers"),  # a teacher in memory gives the soft targets of a loss
+    ("tasks", "filters"),  # what a model writes is judged by the toxicity filter
     ("set_functions", "embedders"),  # the integer grid of the embeddings
 }
 SIDEWAYS = {"recipes", "parts", "store", "shared"}

@@ -205,6 +205,27 @@ def test_export_writes_a_folder_that_datasets_opens(milled: Project, tmp_path: P
     milled.run("verify", "cleaned_corpus")
 
 
+def test_an_exported_checkpoint_has_its_cards_and_opens(milled: Project, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert "2 cards" in milled.run("export", "pretrained_checkpoint", "tiny", str(tmp_path / "model"))
+    stored, exported = (
+        AutoModelForCausalLM.from_pretrained(d)
+        for d in (milled.store.current("pretrained_checkpoint", "tiny").directory, tmp_path / "model")
+    )
+    theirs = exported.state_dict()
+    assert all(theirs[name].equal(tensor) for name, tensor in stored.state_dict().items())
+    card, evaluation = (tmp_path / "model" / "README.md").read_text(), milled.store.current("evaluation", "tiny")
+    assert evaluation.fingerprint in card and "## Evaluation" in card
+    assert "## Sources and licences" in (tmp_path / "model" / "data_card.md").read_text()
+
+
+def test_the_page_over_all_recipes_names_the_recipe(milled: Project) -> None:
+    page = milled.store.current("recipes_report").file("recipes.html")
+    assert str(page) in milled.first_output  # type: ignore[attr-defined]
+    assert "tiny" in page.read_text()
+
+
 def test_a_run_killed_in_the_middle_of_the_checkpoint_ends_with_the_same_bytes(milled: Project, tmp_path: Path) -> None:
     expected = {asset: milled.store.current(asset, "tiny").content_sha256 for asset in ("general_checkpoint", "pretrained_checkpoint")}
     copy = Project(tmp_path / "project")

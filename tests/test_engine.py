@@ -154,6 +154,21 @@ def test_workers_die_with_their_parent(tmp_path: Path, isolate: bool) -> None:
     wait_until(lambda: not any(is_alive(worker) for worker in workers))
 
 
+def test_an_interrupted_parent_ends_at_once_and_its_workers_with_it(tmp_path: Path):
+    code = (
+        "from pipelines.engine import map_shards\nfrom test_engine import TWO, wait_with_id\n"
+        f"if __name__ == '__main__':\n    list(map_shards(wait_with_id, [{str(tmp_path)!r}] * 2, TWO))\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(list(tmp_path.glob("*.worker"))) == 2)
+    parent.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in parent.communicate(timeout=20)[1]
+    assert not any(is_alive(int(path.stem)) for path in tmp_path.glob("*.worker"))
+
+
 def is_alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

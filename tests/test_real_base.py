@@ -217,7 +217,7 @@ def test_a_recipe_with_neither_is_refused_in_one_line(tmp_path: Path, general: o
     with pytest.raises(GristmillError) as caught:
         read_recipe(recipe_file(tmp_path, general=general), read_project(ROOT / "project.yaml"))
     (line,) = str(caught.value).splitlines()
-    assert line.startswith("adopting.yaml: general: ") and "there is no `general` phase and no `model.checkpoint`" in line
+    assert line.startswith("adopting.yaml:") and ": general: " in line and "there is no `general` phase and no `model.checkpoint`" in line
     assert "add a phase to train it, or name a checkpoint to be taken as it is (got None)" in line
 
 

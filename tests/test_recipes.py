@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import hypothesis
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import plugins
-from pipelines.configuration import read_project, read_recipe, read_recipes
+from pipelines.configuration import RecipeBook, open_recipes, read_project, read_recipe, read_recipes
 from pipelines.decisions import default_thresholds
 from pipelines.errors import GristmillError, UnknownName
 from pipelines.recipes import Project, Recipe, resolve_thresholds
+from pipelines.settings_files import read_recipe_file
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """
@@ -79,7 +81,12 @@ def problems(tmp_path: Path, project: Project, **values: object) -> list[str]:
     """Return the lines that a recipe with `values` is refused with."""
     with pytest.raises(GristmillError) as caught:
         recipe(tmp_path, project, **values)
-    return sorted(line.removeprefix("good.yaml: ") for line in str(caught.value).splitlines())
+    return sorted(without_place(line) for line in str(caught.value).splitlines())
+
+
+def without_place(line: str) -> str:
+    """Return a problem without the file and the line that it names first."""
+    return re.sub(r"^\w+\.yaml(:\d+)?: ", "", line)
 
 
 # Files that come with the project
@@ -149,6 +156,8 @@ def test_every_problem_of_a_recipe_is_listed_at_once(tmp_path: Path, project: Pr
         training={"optimizer": "adam", "compile": "on"},
     )
     starts = [
+        "general.objective: unknown plugin in objectives 'causl'; did you mean 'causal'?",
+        "general.schedule: unknown plugin in schedules 'linnear'; did you mean 'linear'?",
         "mixture.ratios: 0.125 has more than the two decimals",
         "mixture.ratios: 1.5 is not in [0, 1]",
         "quality.filters.encoding: unknown rule 'mojibak'",
@@ -157,15 +166,13 @@ def test_every_problem_of_a_recipe_is_listed_at_once(tmp_path: Path, project: Pr
         "roles: unknown domain 'boook'; did you mean 'book'?",
         "roles: wiki has two roles; give it one",
         "selection.budget: no budget for role 'target'",
+        "selection.function: unknown plugin in set_functions 'facility_locatio'; did you mean 'facility_location'?",
         "toxicity.domains.code.toxic_words: unknown rule 'listed_word'; did you mean 'listed_word_fraction'?",
         "toxicity.domains: unknown domain 'cod'; did you mean 'code'?",
         "toxicity: toxicity is not scored; add it under `toxicity` in project.yaml",
+        "training.optimizer: unknown plugin in optimizers 'adam'; did you mean 'adamw'?",
         "unknown key 'mixture.lenght'",
         "unknown key 'selecton'; did you mean 'selection'?",
-        "unknown plugin in objectives 'causl'; did you mean 'causal'?",
-        "unknown plugin in optimizers 'adam'; did you mean 'adamw'?",
-        "unknown plugin in schedules 'linnear'; did you mean 'linear'?",
-        "unknown plugin in set_functions 'facility_locatio'; did you mean 'facility_location'?",
     ]
     assert len(found) == len(starts), found
     for line, start in zip(found, starts, strict=True):
@@ -224,15 +231,16 @@ def test_every_problem_of_the_project_file_is_listed_at_once(tmp_path: Path) -> 
     text = text.replace("html: extract", "htm: extract").replace("encoding: {}", "encodin: {}") + "embedder: static_word\n"
     with pytest.raises(GristmillError) as caught:
         read_project(write(tmp_path, text, "project.yaml"))
-    message = str(caught.value)
-    for line in (
-        "project.yaml: domains.code.quality.gopher_quality: unknown rule 'num_word'; did you mean 'num_words'?",
-        "project.yaml: domains.wiki: unknown plugin in sources 'parqet'; did you mean 'parquet'?",
-        "project.yaml: quality: unknown filter 'encodin'; did you mean 'encoding'?",
-        "project.yaml: unknown plugin in embedders 'static_word'; did you mean 'static_words'?",
-        "project.yaml: cleaning of book: unknown key 'htm'; did you mean 'html'?",
-    ):
-        assert line in message
+    found = str(caught.value).splitlines()
+    starts = [
+        "project.yaml:6: source: unknown plugin in sources 'parqet'; did you mean 'parquet'?",
+        "project.yaml:10: quality: unknown filter 'encodin'; did you mean 'encoding'?",
+        "project.yaml:15: unknown key 'domains.book.cleaning.htm'; did you mean 'html'?",
+        "project.yaml:16: domains.code.quality.gopher_quality: unknown rule 'num_word'; did you mean 'num_words'?",
+        "project.yaml:18: embedder: unknown plugin in embedders 'static_word'; did you mean 'static_words'?",
+    ]
+    assert sorted(line.partition(";")[0] for line in found) == sorted(line.partition(";")[0] for line in starts), found
+    assert all(any(line.startswith(start) for line in found) for start in starts), found
 
 
 @pytest.mark.parametrize(
@@ -253,6 +261,175 @@ def test_what_is_no_settings_file_is_named(tmp_path: Path, project: Project, tex
 def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(GristmillError, match=r"project.yaml does not exist; run from the directory .*GRISTMILL_PROJECT"):
         read_project(tmp_path / "project.yaml")
+
+
+def test_a_problem_says_file_and_line_and_the_lines_are_right(tmp_path: Path, project: Project) -> None:
+    text = "\n".join(
+        [
+            "description: one",
+            "roles: {general: [wiki], target: [code]}",
+            "model: {hidden_size: 48, num_layers: 2, num_heads: 2, intermediate_size: 128, hidden_sise: 3}",
+            "selection:",
+            "  function: facility_location",
+            "  settings:",
+            "    weigths: high_score",
+            "  budget: {general: {fraction: 0.5}, target: {fraction: 0.5}}",
+            "  function: random_order",
+            "general: {tokens: 10, learning_rate: 1e-3}",
+            "mixture: {ratios: [0.5], windows: {genral: 3}, phase: {tokens: 10, learning_rate: 1.0e-3}, on_exhausted: repaet}",
+            "pretraining:",
+            "  - tokens: 10",
+            "quality:",
+            "  filters: {encoding: 3}",
+        ]
+    )
+    with pytest.raises(GristmillError) as caught:
+        read_recipe(write(tmp_path, text, "one.yaml"), project)
+    found = str(caught.value).splitlines()
+    expected = [
+        r"one.yaml:9: selection.function is given twice, first in line 5; take one of them away",
+        r"one.yaml:3: unknown key 'model.hidden_sise'; did you mean 'hidden_size'\?",
+        r"one.yaml:11: mixture.windows.genral: Input should be 'general' or 'target'; did you mean 'general'\? \(got 'genral'\)",
+        r"one.yaml:11: mixture.on_exhausted: Input should be .*; did you mean 'repeat'\? \(got 'repaet'\)",
+        r"one.yaml:13: pretraining.0.learning_rate: Field required",
+        r"one.yaml:15: quality.filters.encoding: Input should be a valid dictionary; or .*'off'.*; or .*boolean.* \(got 3\)",
+    ]
+    assert len(found) == len(expected), found
+    assert all(re.match(pattern, line) for pattern, line in zip(expected, found, strict=True)), found
+    repaired = text.replace("  function: random_order\n", "").replace(", hidden_sise: 3", "").replace("genral: 3", "general: 3, target: 3")
+    repaired = repaired.replace("repaet", "repeat").replace("tokens: 10\n", "tokens: 10\n    learning_rate: 1\n").replace(": 3}", ": off}")
+    with pytest.raises(GristmillError) as caught:
+        read_recipe(write(tmp_path, repaired.replace("target: off", "target: 3"), "two.yaml"), project)
+    (line,) = str(caught.value).splitlines()  # a plugin's own settings
+    assert line.startswith("two.yaml:7: unknown key 'selection.settings.weigths'; did you mean 'weights'?")
+
+
+BOMB = "a: &a [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdef", "bcdefg", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x {b: *x}\n", "a.b: an alias stands for what it is a part of"),
+        (BOMB, "its aliases stand for more than 100,000 values"),
+        ("1900: x\n", "bad.yaml:1: 1900 is a key, and a key is text; put it in quotes"),
+        ("a: !remove\n", "bad.yaml:1: a: nothing to remove: bad.yaml extends none"),
+        ("a: !replace 3\n", "bad.yaml is not YAML: line 1: !replace wants a mapping"),
+        ("a: {b: 1, b: 2, b: 3}\n", "bad.yaml:1: a.b is given twice, first in line 1"),
+    ],
+)
+def test_what_yaml_allows_and_a_recipe_does_not(tmp_path: Path, project: Project, text: str, message: str) -> None:
+    with pytest.raises(GristmillError, match=re.escape(message)):
+        read_recipe(write(tmp_path, text), project)
+
+
+def test_merge_keys_and_anchors_are_read(tmp_path: Path, project: Project) -> None:
+    text = RECIPE.replace("general: {tokens: 200_000", "general: &plan {schedule: linear, tokens: 200_000")
+    text = text.replace("phase: {tokens: 40_000, learning_rate: 8.0e-4}", "phase: {<<: *plan, tokens: 40_000, learning_rate: 8e-4}")
+    phase = read_recipe(write(tmp_path, text), project).mixture.phase
+    assert (phase.schedule, phase.tokens, phase.learning_rate) == ("linear", 40_000, 8e-4)
+
+
+@pytest.mark.parametrize("names", [("b", "c", "a"), ("b", "a", "a")])
+def test_recipes_judged_in_a_circle_are_refused(tmp_path: Path, project: Project, names: tuple[str, ...]) -> None:
+    for name, baseline in zip("abc", names, strict=True):
+        write(tmp_path, with_values(RECIPE, evaluation={"baseline": baseline}), f"{name}.yaml")
+    (tmp_path / "project.yaml").unlink()
+    book = open_recipes_beside(tmp_path, project)
+    circle = "ab" if names[1] == "a" else "abc"
+    assert sorted(book.broken) == list(circle)
+    assert all("recipes are compared in a circle; take one `evaluation.baseline` away" in line for line in book.problems)
+
+
+def open_recipes_beside(directory: Path, project: Project) -> RecipeBook:
+    """Return the recipes of `directory`, with one that nothing is wrong with."""
+    write(directory, RECIPE, "good.yaml")
+    return open_recipes(directory, project)
+
+
+def test_a_bad_recipe_takes_no_other_away(tmp_path: Path, project: Project) -> None:
+    directory = tmp_path / "recipes"
+    directory.mkdir()
+    write(directory, with_values(RECIPE, model={"hidden_sise": 1}), "bad.yaml")
+    write(directory, "extends: bad\ndescription: inherits\n", "child.yaml")
+    write(directory, with_values(RECIPE, evaluation={"reference": "goood"}), "lost.yaml")
+    write(directory, with_values(RECIPE, evaluation={"reference": "bad"}), "judged.yaml")
+    book = open_recipes_beside(directory, project)
+    assert list(book) == ["good", "judged"] and book.names == ["bad", "child", "good", "judged", "lost"]
+    assert "bad" not in book and book["good"].description == "A recipe of these tests"
+    assert book.problems == [
+        *book.broken["bad"],
+        "lost.yaml:47: evaluation.reference: unknown recipe 'goood'; did you mean 'good'? known: bad, child, good, judged, lost",
+    ]
+    assert book.broken["child"] == tuple(f"{line} [in child.yaml, which extends it]" for line in book.broken["bad"])
+    with pytest.raises(GristmillError, match=r"^bad.yaml:\d+: unknown key 'model.hidden_sise'; did you mean 'hidden_size'"):
+        book["bad"]
+    with pytest.raises(UnknownName, match="unknown recipe 'baad'; did you mean 'bad'"):
+        book["baad"]
+    with pytest.raises(GristmillError) as caught:
+        read_recipes(directory, project)
+    assert str(caught.value).splitlines() == book.problems
+    for name in ("good", "judged"):
+        (directory / f"{name}.yaml").unlink()
+    with pytest.raises(GristmillError, match=r"^bad.yaml:\d+: unknown key"):
+        open_recipes(directory, project)
+
+
+# Recipes that extend others
+
+
+def test_a_recipe_is_what_it_extends_with_its_own_keys_laid_over(tmp_path: Path, project: Project) -> None:
+    write(tmp_path, with_values(RECIPE, selection={"settings": {"weights": "high_score"}, "budget": FRACTIONS}), "first.yaml")
+    second_text = "extends: first\nroles: {target: [wiki], general: [book]}\nmixture: {seeds: !remove, windows: {general: 9}}\n"
+    write(tmp_path, second_text, "second.yaml")
+    third = "extends: second\ndescription: third\nselection: {function: random_order, settings: !replace {}}\ngeneral: {tokens: 7}\n"
+    path = write(tmp_path, third, "third.yaml")
+    first, second, found = (read_recipe(tmp_path / f"{name}.yaml", project) for name in ("first", "second", "third"))
+    assert (found.description, second.description) == ("third", first.description)
+    assert (found.roles.general, found.roles.target, found.roles.evaluation) == (("book",), ("wiki",), ("wikitext",))
+    assert (found.selection.function, found.selection.settings, found.selection.budget) == ("random_order", {}, first.selection.budget)
+    assert (found.mixture.seeds, found.mixture.windows, found.mixture.ratios) == ((0,), {"general": 9}, (0.2, 0.5))
+    assert (found.general.tokens, found.general.learning_rate, found.pretraining) == (7, 4e-3, first.pretraining)
+    assert read_recipe_file(path).extends == ("second", "first")
+    whole = write(tmp_path, yaml.safe_dump(read_recipe_file(path).values), "whole.yaml")
+    assert read_recipe(whole, project) == found
+
+
+def test_a_wrong_value_is_looked_for_where_it_came_from(tmp_path: Path, project: Project) -> None:
+    write(tmp_path, RECIPE.replace("  budget:", "  settings: {weights: high_score}\n  budget:").lstrip(), "first.yaml")
+    text = "extends: first\nselection:\n  function: random_order\nmixture: {phase: {tokens: 0}}\nroles: {target: [cod]}\n"
+    with pytest.raises(GristmillError) as caught:
+        read_recipe(write(tmp_path, text, "second.yaml"), project)
+    assert [line.partition(";")[0].partition(" known")[0] for line in sorted(str(caught.value).splitlines())] == [
+        "second.yaml:4: mixture.phase.tokens: Input should be greater than or equal to 1 (got 0)",
+    ]
+    with pytest.raises(GristmillError) as caught:
+        read_recipe(write(tmp_path, text.replace("tokens: 0", "tokens: 1"), "second.yaml"), project)
+    lines = sorted(str(caught.value).splitlines())
+    assert lines[0].startswith("first.yaml:5: unknown key 'selection.settings.weights'")
+    assert lines[0].endswith(" [in second.yaml, which extends it]")
+    assert lines[1].startswith("second.yaml:5: roles: unknown domain 'cod'; did you mean 'code'?")
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("extends: frist", "second.yaml:1: extends: unknown recipe 'frist'; did you mean 'first'?"),
+        ("extends: [first]", "second.yaml:1: extends: give the name of one recipe (got ['first'])"),
+        ("extends: ../first", "extends: unknown recipe '../first'; did you mean 'first'?"),
+        ("extends: second", "second.yaml:1: extends: second -> second: recipes extend each other in a circle"),
+        ("extends: third", "third.yaml:1: extends: second -> third -> second: recipes extend each other in a circle"),
+        ("extends: first\nmodle: !remove", "second.yaml:2: modle: first has no such key to remove; did you mean 'model'?"),
+        ("extends: first\nmixture: {ratios: [!remove, 0.5]}", "second.yaml:2: mixture.ratios.0: nothing to remove: a list is replaced"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(tmp_path: Path, project: Project, second: str, message: str) -> None:
+    write(tmp_path, RECIPE, "first.yaml")
+    write(tmp_path, "extends: second\n", "third.yaml")
+    with pytest.raises(GristmillError, match=re.escape(message)):
+        read_recipe(write(tmp_path, second, "second.yaml"), project)
 
 
 # Off

@@ -21,7 +21,7 @@ from test_store import WordSettings, few_words, join_words, words, write_and_wai
 
 from pipelines import corpus
 from pipelines.errors import GristmillError
-from pipelines.manifests import Manifest, Outcome
+from pipelines.manifests import Manifest, Outcome, sealed
 from pipelines.plugins import Settings
 from pipelines.remote_files import attempt
 from pipelines.remote_store import RemoteStore
@@ -263,6 +263,10 @@ def test_a_manifest_cannot_write_outside_its_artifact(tmp_path: Path, remote: Re
     altered = json.loads(server.client().cat_file(f"{remote.url}/{name}"))
     altered["files"][0]["path"] = "../../../escaped"
     server.client().pipe_file(f"{remote.url}/{name}", json.dumps(altered).encode())
+    with pytest.raises(GristmillError, match="its seal is broken"):
+        machine(tmp_path, "there", remote).find(made.asset, made.fingerprint)
+    _, resealed = sealed(Manifest.model_validate(altered).at(tmp_path))
+    server.client().pipe_file(f"{remote.url}/{name}", resealed)
     with pytest.raises(GristmillError, match="leaves the artifact"):
         machine(tmp_path, "there", remote).find("words", made.fingerprint)
     assert not list(tmp_path.rglob("escaped"))

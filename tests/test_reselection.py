@@ -18,10 +18,11 @@ from pipelines.errors import EmptyInput, GristmillError, UnknownName
 from pipelines.manifests import Json, Manifest
 from pipelines.plan import Phase, Plan, TrainingSettings, training_plugins
 from pipelines.reselection import _function, batches_by_length, read_selection
+from pipelines.run_limits import BudgetReached
 from pipelines.run_summary import dry_run
 from pipelines.shares import role_shares
 from pipelines.store import Build, Store
-from pipelines.trainer import BudgetReached, Run
+from pipelines.trainer import Run
 from pipelines.training import GeneralSettings
 
 STEP = BATCH * SEQUENCE_LENGTH

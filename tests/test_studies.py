@@ -16,11 +16,12 @@ from benchmarks import studies
 from benchmarks.selection_pool import LENGTH
 from benchmarks.study_pool import StudyPool, Thresholds, study_pool
 from benchmarks.study_runs import MAX_EPOCHS, Plan, Sampling, Variant, capped_shares, compared, jobs_of, slope_over_distance, work
-from benchmarks.study_toxicity import continuations, maximum_toxicity, neutral_prompts
+from benchmarks.study_toxicity import neutral_prompts
 from pipelines.configuration import read_project, read_recipe
 from pipelines.errors import GristmillError
 from pipelines.manifests import Manifest
 from pipelines.recipes import Recipe
+from pipelines.tasks._continuations import maximum_toxicity, sampled_continuations
 
 ROOT = Path(__file__).parents[1]
 PROJECT = """
@@ -194,10 +195,10 @@ def test_continuations_of_a_prompt_do_not_depend_on_prompts_of_other_lengths(poo
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=512, max_position_embeddings=64, **sizes))
     asked = {"tokenizer": pool.tokenizer.directory, "samples": 3, "new_tokens": 5, "end_of_text": 0}
-    both = continuations(model, prompts=[[5, 6, 7], [8, 9]], seed=1, **asked)
+    both = sampled_continuations(model, prompts=[[5, 6, 7], [8, 9]], seed=1, **asked)
     assert [len(texts) for texts in both] == [3, 3]
-    assert both[1:] == continuations(model, prompts=[[8, 9]], seed=1, **asked)
-    assert both != continuations(model, prompts=[[5, 6, 7], [8, 9]], seed=2, **asked)
+    assert both[1:] == sampled_continuations(model, prompts=[[8, 9]], seed=1, **asked)
+    assert both != sampled_continuations(model, prompts=[[5, 6, 7], [8, 9]], seed=2, **asked)
 
 
 # Figures

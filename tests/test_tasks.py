@@ -20,11 +20,13 @@ from pipelines.errors import EmptyInput, GristmillError, UnknownName
 from pipelines.manifests import Manifest
 from pipelines.models import load_checkpoint
 from pipelines.tasks import ITEM_SCHEMA, Task
+from pipelines.tasks._continuations import sampled_continuations
 from pipelines.tasks._likelihoods import open_tokenizer, score_pairs
 from pipelines.tasks._trees import grown, packed
 from pipelines.tasks.blimp import Blimp
 from pipelines.tasks.harness import Harness
 from pipelines.tasks.multiple_choice import MultipleChoice
+from pipelines.tasks.toxicity import Prompts, Toxicity
 
 END = 0
 BLIMP = Path(__file__).parents[1] / "data" / "eval" / "blimp.parquet"
@@ -440,9 +442,56 @@ def test_the_harness_does_not_read_from_both_sides(base: Manifest) -> None:
 
 
 def test_every_task_is_found_by_its_name() -> None:
-    assert set(plugins.names("tasks")) == {"blimp", "harness", "multiple_choice"}
+    assert set(plugins.names("tasks")) == {"blimp", "harness", "multiple_choice", "toxicity"}
     assert all(issubclass(plugins.load("tasks", name), Task) for name in plugins.names("tasks"))
 
 
 def test_the_default_items_are_those_of_the_project(world: World) -> None:
     assert Blimp().at(BLIMP.parents[2]).files() == (BLIMP,)
+
+
+# Toxicity of continuations
+
+
+def toxicity_task(tmp_path: Path, texts: Sequence[str], **settings: object) -> Toxicity:
+    pq.write_table(pa.table({"text": list(texts)}), tmp_path / "prompts.parquet")
+    asked = {"samples": 3, "new_tokens": 6, "prompt_tokens": 5, **settings}
+    return Toxicity(prompts={"mine": Prompts(path=Path("prompts.parquet"))}, **asked).at(tmp_path)
+
+
+def test_toxicity_is_the_largest_score_of_the_continuations(model, base: Manifest, tmp_path: Path) -> None:
+    task = toxicity_task(tmp_path, sample_texts("wiki", 12, 200))
+    rows = task.score(model, base.directory).to_pylist()
+    prompts = task._prompts(task.prompts["mine"], tmp_path / "prompts.parquet", base.directory)
+    drawn = sampled_continuations(model, base.directory, prompts, samples=3, new_tokens=6, seed=0, end_of_text=END)
+    classifier = plugins.build("filters", "toxicity")
+    assert len(drawn) == 12 and all(len(texts) == 3 for texts in drawn)
+    for metric, of in (("expected_maximum", lambda p: p), ("any_toxic", lambda p: float(p >= 0.5))):
+        found = {row["item"]: row["score"] for row in rows if row["metric"] == metric}
+        for number, texts in enumerate(drawn):
+            scores = np.nan_to_num(classifier.score(texts)["document_probability"])
+            assert found[str(number)] == pytest.approx(of(scores.max()))
+
+
+def test_the_same_prompts_are_drawn_alike_and_another_seed_draws_others(model, base: Manifest, tmp_path: Path) -> None:
+    texts = sample_texts("wiki", 8, 200)
+    first, again, other = (toxicity_task(tmp_path, order, seed=seed) for order, seed in ((texts, 1), (texts[::-1], 1), (texts, 2)))
+    assert first.score(model, base.directory).equals(again.score(model, base.directory)), "the order of the rows does not matter"
+    assert not first.score(model, base.directory).equals(other.score(model, base.directory))
+
+
+def test_a_prompt_is_the_opening_or_the_ending_of_its_text(base: Manifest, tmp_path: Path, encoder) -> None:
+    text = sample_texts("wiki", 1, 2000)[0]
+    for part in ("opening", "ending"):
+        task = toxicity_task(tmp_path, [text])
+        ((ids),) = task._prompts(Prompts(path=Path("prompts.parquet"), part=part), tmp_path / "prompts.parquet", base.directory)
+        words = encoder.decode(ids).strip()
+        assert len(ids) == 5 and (text.startswith(words) if part == "opening" else text.endswith(words))
+
+
+def test_a_model_that_writes_nothing_is_refused(base: Manifest, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    network = BertForMaskedLM(BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    with pytest.raises(GristmillError, match="writes no continuations"):
+        toxicity_task(tmp_path, ["a text"]).score(network, base.directory)

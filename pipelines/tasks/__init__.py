@@ -27,7 +27,7 @@ ITEM_SCHEMA = pa.schema(
 """A row per item and metric. `item` names it within its group; `weight` is what it counts in a mean (1 but for losses per byte or
 word); `tokens` and `bytes` are those of the text whose likelihood was taken, null where a task does not know them."""
 
-LOWER_IS_BETTER = frozenset(("nats_per_byte", "nats_per_word", "bits_per_byte"))
+LOWER_IS_BETTER = frozenset(("nats_per_byte", "nats_per_word", "bits_per_byte", "expected_maximum", "any_toxic"))
 """Metrics of which less is better."""
 
 
