@@ -4,9 +4,9 @@
 
 The project is made for it: real texts of the sample, cut short, one file for each of the partitions (20 domains, as many months as are
 needed) of the 5,000 that it registers (50 domains x 100 months). One partition in fifty has no file at first. The backfill is of
-raw_corpus, cleaned_corpus and duplicate_signatures. It fails for the partitions without a file and keeps the others; the files are put there, it is
-resumed, cancelled in the middle, and resumed again. Then nothing may be lost (a partition of an asset that the store lacks, or that
-Dagster does not record as materialized) and nothing done twice (an artifact computed again).
+raw_corpus, cleaned_corpus and duplicate_signatures. It fails for the partitions without a file and keeps the others; the files are put
+there, it is resumed, cancelled in the middle, and resumed again. Then nothing may be lost (a partition of an asset that the store
+lacks, or that Dagster does not record as materialized) and nothing done twice (an artifact computed again).
 
 Printed are the seconds of each part, the resident memory of daemon, code server and run worker over time, the seconds that the code
 location takes to load and those of the query behind the page of an asset's partitions. `--quick` backfills 40 partitions.
