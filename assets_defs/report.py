@@ -8,6 +8,16 @@ from assets_defs.resources import Mill
 from pipelines import report as step
 from pipelines.store import Build
 
+EVALUATED = dg.AssetSelection.assets("evaluation", "task_evaluation", "classification", "comparison")
+REFRESHED = (
+    dg.AutomationCondition.any_deps_updated().allow(EVALUATED).since_last_handled()
+    & ~dg.AutomationCondition.any_deps_missing().allow(EVALUATED)
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+)
+"""A recipe's report is refreshed when an evaluation of it lands. That its blocking checks passed needs no asking: without that it does
+not land; and Dagster asks by asset, so that one recipe's failed check would keep the others waiting."""
+
 
 @mill_asset(
     step=step.write_report,
@@ -37,6 +47,7 @@ from pipelines.store import Build
         dg.AssetDep("tokenized_shards", partition_mapping=ALL),
     ],
     kinds={"html"},
+    automation=REFRESHED,
 )
 def report(mill: Mill, partition: str) -> Build:
     """One page, report.html: what was kept and why, the critical ratio, the losses before and after, every check, cost and lineage.
