@@ -62,6 +62,8 @@ def mill_asset(
     packages: tuple[str, ...] = (),
     training: bool = False,
     isolate: bool = False,
+    freshness: dg.FreshnessPolicy | None = None,
+    automation: dg.AutomationCondition | None = None,
 ) -> Callable[[Request], dg.AssetsDefinition]:
     """Make an asset of a function that returns the `Build` of a partition.
 
@@ -72,6 +74,8 @@ def mill_asset(
         audits: the audits of the build, as check specs.
         training: holds the accelerator's pool while it runs, in a process of its own.
         isolate: runs in a process of its own.
+        freshness: when it has to be materialized again.
+        automation: when the sensor of automation materializes it, where that is on.
     """
 
     def wrap(request: Request) -> dg.AssetsDefinition:
@@ -98,6 +102,8 @@ def mill_asset(
                 dg.AssetCheckSpec(audit_name(audit), asset=name, blocking=is_blocking(audit), description=audit.__doc__) for audit in audits
             ],
             pool=TRAINING_POOL if training else None,
+            freshness_policy=freshness,
+            automation_condition=automation,
             output_required=False,
             dagster_type=dg.Nothing,
         )

@@ -11,6 +11,16 @@ from pipelines.manifests import Manifest
 from pipelines.overrides import inherited
 from pipelines.store import Build
 
+EVALUATED = dg.AssetSelection.assets("evaluation", "task_evaluation", "classification", "comparison")
+REFRESHED = (
+    dg.AutomationCondition.any_deps_updated().allow(EVALUATED).since_last_handled()
+    & ~dg.AutomationCondition.any_deps_missing().allow(EVALUATED)
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+)
+"""A recipe's report is refreshed when an evaluation of it lands. That its blocking checks passed needs no asking: without that it does
+not land; and Dagster asks by asset, so that one recipe's failed check would keep the others waiting."""
+
 
 @mill_asset(
     step=step.write_report,
@@ -40,11 +50,13 @@ from pipelines.store import Build
         dg.AssetDep("tokenized_shards", partition_mapping=ALL),
     ],
     kinds={"html"},
+    automation=REFRESHED,
 )
 def report(mill: Mill, partition: str) -> Build:
     """One page, report.html: what was kept and why, the critical ratio, the losses before and after, every check, cost and lineage.
 
-    Input: the manifests of the recipe's artifacts. The page holds its plots and style; it opens without a network.
+    Input: the manifests of the recipe's artifacts. The page holds its plots and style; it opens without a network. Cost: under a
+    second.
     """
     recipe = mill.recipe(partition)
 
