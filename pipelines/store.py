@@ -88,6 +88,9 @@ class Build:
     """Packages whose version is part of the identity."""
     resumable: bool = False
     """The step continues from what a killed attempt left in its directory; after a full disk, from its folder `resume` alone."""
+    overrides: Mapping[str, Json] = field(default_factory=dict)
+    """What of `settings` a run overrode, by dotted key: recorded in the artifact that it makes; no part of the identity but through
+    `settings`."""
 
     @property
     def label(self) -> str:
@@ -275,7 +278,7 @@ class Store:
             inputs=request.references(),
             files=files,
             outcome=outcome,
-            provenance=_provenance(started, spent, request.packages),
+            provenance=_provenance(started, spent, request.packages) | _overridden(request),
         ).at(staging)
 
     def _publish(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
@@ -396,6 +399,10 @@ def needed(builds: Sequence[Build]) -> set[Address]:
 
 def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:
     return value if isinstance(value, tuple) else (value,)
+
+
+def _overridden(request: Build) -> dict[str, Json]:
+    return {"overrides": dict(request.overrides)} if request.overrides else {}
 
 
 def _provenance(started: datetime, spent: Mapping[str, float], packages: Sequence[str]) -> dict[str, Json]:
