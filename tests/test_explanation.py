@@ -15,8 +15,10 @@ from rich.console import Console
 from small_chain import PROSE, REPEATED, mill
 from small_world import publish
 
+from assets_defs import trace_tables
 from assets_defs.explanations import as_json, explain_document, show
 from assets_defs.resources import Mill
+from assets_defs.tracing import trace_document
 from pipelines.engine import Engine
 from pipelines.errors import GristmillError, UnknownName
 from pipelines.explanation import Explanation
@@ -134,6 +136,26 @@ def test_text_and_json_say_the_same(home: Path) -> None:
         assert [stage["stage"] for stage in data["stages"]] == [stage.stage for stage in found.stages]
         assert all(score["rule"] in text for stage in data["stages"] for score in stage["scores"])
     assert "[/red] watches" in text or name == "a.jsonl:8"
+
+
+@pytest.mark.parametrize(("name", "row"), [("wiki-[odd]", 3), ("wiki-prose", 0), ("a.jsonl:8", 1)])
+def test_a_trace_explains_the_same_and_says_where_it_came_from(home: Path, name: str, row: int) -> None:
+    """Without a checkpoint there are no steps to tell; what came in is told all the same, also of what was quarantined."""
+    mill = Mill(home, Engine(kind="serial"))
+    traced, found = trace_document(mill, name, "tiny"), explained(home, name)
+    assert (traced["id"], traced["partition"], traced["origin"]["row"]) == (found.id, found.partition, row)
+    assert list(traced["origin"]["source_files"]) == ["a.jsonl"] and traced["origin"]["read_by"] == "jsonl"
+    (decision,) = traced["decisions"]
+    assert (decision["verdict"], decision["ended_at"], decision["reason"]) == (found.end.verdict, found.end.stage, found.end.reason)
+    assert traced["checkpoints"] == []
+    console = Console(width=140, record=True, file=io.StringIO())
+    trace_tables.show(traced, console)
+    text = console.export_text()
+    assert (
+        found.id in text
+        and all(stage.stage in text for stage in found.stages)
+        and "no recipe that was asked about has a checkpoint" in text
+    )
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(("a.jsonl:8", "--json"), 0), (("nothing-like-it",), 1), ((), 2)])
