@@ -166,6 +166,14 @@ def test_a_second_run_is_a_cache_hit(milled: Project) -> None:
     assert all("(cached)" in line for line in lines), [line for line in lines if "(cached)" not in line]
 
 
+def test_a_plan_names_the_artifacts_that_the_run_made(milled: Project) -> None:
+    found = json.loads(milled.run("recipes", "diff", "tiny", "tiny", "--json"))
+    assert found["problems"] == {} and found["settings"] == []
+    for asset, row in found["assets"].items():
+        standing = {key.partition("|")[2]: milled.store.current(asset, key).fingerprint for key in milled.store.partitions(asset)}
+        assert row["fingerprints"] == [standing, standing], asset
+
+
 def test_the_checkpoint_opens_with_transformers_alone(milled: Project, tmp_path: Path) -> None:
     checkpoint = milled.store.current("pretrained_checkpoint", "tiny").directory
     code = (
