@@ -1,4 +1,4 @@
-"""Jobs, one per partition space and stage; the monthly schedules; the sensor for new source files."""
+"""Jobs, one per partition space and stage; the monthly schedules; the sensors."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
+from assets_defs.alerts import alert_on_failure
 from assets_defs.partitions import SOURCE
 from assets_defs.reaping import lost_runs
 from assets_defs.resources import Mill, MillResource
@@ -162,4 +163,10 @@ def _identity(settings: Mapping[str, Json]) -> str:
 
 
 SCHEDULES = (monthly_snapshot, monthly_fit)
-SENSORS = (new_source_files, lost_runs)
+refresh_reports = dg.AutomationConditionSensorDefinition(
+    "refresh_reports",
+    target=["report"],
+    description="Writes the report of a recipe anew when one of its evaluations was materialized.",
+)
+
+SENSORS = (new_source_files, refresh_reports, lost_runs, alert_on_failure)

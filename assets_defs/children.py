@@ -34,6 +34,7 @@ warnings.filterwarnings("ignore", message=".*expected_writer_count.* is currentl
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_AFTER_GRACE = 5.0
+GPUS = Path("/proc/driver/nvidia/gpus")
 FOLDER = "children"
 """Where in the store processes leave each other messages."""
 
@@ -50,6 +51,8 @@ class Child:
     staging: Path
     found: str
     """The newest resume point when it began."""
+    gpu: str | None
+    """The one GPU that it sees; None where it sees all, or there is none."""
     shown: Future[str | None] | None = None
     told: bool = False
     next_look: float = field(default_factory=lambda: time.monotonic() + stream_seconds())
@@ -122,6 +125,8 @@ def build_in_children(
         pool: where MLflow is written to.
     """
     waiting, children = deque(builds), deque[Child | Build]()
+    gpus = gpus_of_one(builds)
+    num_children = min(num_children, len(gpus))
     sweep(store)
     try:
         while waiting or children:
@@ -129,7 +134,8 @@ def build_in_children(
             while waiting and len(running) < num_children:
                 build = waiting.popleft()
                 found = store.find(build.asset, build.fingerprint())
-                children.append(build if found else _start(context, store, build, live(build)))
+                free = next(gpu for gpu in gpus if gpu is None or gpu not in {one.gpu for one in running})
+                children.append(build if found else _start(context, store, build, live(build), free))
                 running += [one for one in [children[-1]] if isinstance(one, Child)]
             first = children[0]
             if isinstance(first, Build):
@@ -147,7 +153,22 @@ def build_in_children(
                 one.end()
 
 
-def _start(context: AssetExecutionContext, store: Store, build: Build, live: LiveRun) -> Child:
+def gpus_of_one(builds: Sequence[Build]) -> list[str | None]:
+    """Return the GPU that each of the processes which may run at once is to see; None stands for what this process sees.
+
+    A pool holds one step at a time, and a step may hold many trainings: they take one GPU each, in turn, unless they share all.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named is not None else [str(number) for number in range(len(list(GPUS.glob("*"))))]
+    gpus = [name for name in gpus if name.strip()]
+    on_cpu = all(getattr(build.settings, "device", "auto") == "cpu" for build in builds)
+    if not gpus or on_cpu:
+        return [None] * max(1, len(builds))
+    shared = any(getattr(build.settings, "processes", 1) > 1 for build in builds)
+    return [None] if shared else list(gpus)
+
+
+def _start(context: AssetExecutionContext, store: Store, build: Build, live: LiveRun, gpu: str | None) -> Child:
     with contextlib.ExitStack() as opened:
         place = opened.enter_context(_place(store, build))
         session = opened.enter_context(
@@ -160,11 +181,13 @@ def _start(context: AssetExecutionContext, store: Store, build: Build, live: Liv
         )
         environment = {**SHORT_SPIN, **os.environ, **session.get_bootstrap_env_vars(), PARENT: str(os.getpid())}
         environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         process = subprocess.Popen(
             [sys.executable, "-m", "assets_defs.child"], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
         )
         staging = store.staging(build.asset, build.fingerprint())
-        return Child(build, session, process, opened.pop_all(), live, staging, newest_point(staging))
+        return Child(build, session, process, opened.pop_all(), live, staging, newest_point(staging), gpu)
 
 
 def newest_point(staging: Path) -> str:

@@ -2,7 +2,7 @@
 
 gristmill run [--recipe NAME]    drive the whole graph in order and print the results; --dry-run: what training would take
 gristmill ui                     Dagster and MLflow on 127.0.0.1
-gristmill recipes                list and check the recipes
+gristmill recipes                list the recipes; check, show NAME, diff A B
 gristmill export ASSET PARTITION DIRECTORY
 gristmill tokens export DIRECTORY --format nanotron (--recipe NAME [--role general] | --partition PARTITION)
 gristmill verify ASSET[PARTITION]    re-hash an artifact and all it was made from; --all: the whole store
@@ -27,6 +27,7 @@ from typing import Annotated
 
 import typer
 
+from assets_defs import recipe_commands
 from pipelines.errors import GristmillError
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app = typer.Typer(
 
 tokens = typer.Typer(no_args_is_help=True, help="Token files of other trainers.")
 app.add_typer(tokens, name="tokens")
+app.add_typer(recipe_commands.app, name="recipes")
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A file in recipes/, without .yaml.")]
 
@@ -48,25 +50,26 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Train nothing: print parameters, memory, tokens, epochs per domain and estimated time.")
     ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="ASSET.KEY=VALUE", help="Another setting of one asset for this run alone; may be given again."),
+    ] = None,
 ) -> None:
-    """Materialize the whole graph for one recipe, stage by stage, and print the results."""
+    """Materialize the whole graph for one recipe, stage by stage, and print the results.
+
+    A partition that was made with --set stands at what was asked for until the next run without.
+    """
+    if dry_run and settings:
+        raise typer.BadParameter("--set changes a run, and --dry-run makes none")
     if dry_run:
         from assets_defs.dry_run import show_dry_run
 
         show_dry_run(_mill(), recipe)
         return
     from assets_defs.driver import drive
+    from assets_defs.overrides import parsed as parsed_overrides
 
-    drive(recipe)
-
-
-@app.command()
-def recipes() -> None:
-    """List the recipes and check them; every problem is named."""
-    from assets_defs.resources import load_recipes
-
-    for name, recipe in load_recipes().items():
-        typer.echo(f"{name:20} {recipe.description}")
+    drive(recipe, parsed_overrides(settings) if settings else None)
 
 
 @app.command()
@@ -270,9 +273,9 @@ def promote(recipe: Annotated[str, typer.Argument(help="A file in recipes/, with
 
     Refused where its comparison did not pass the check `not_worse_than_baseline`; the broken guards are named.
     """
-    mill = _mill()
-    checkpoint, comparison = (mill.store.current(asset, recipe) for asset in ("pretrained_checkpoint", "comparison"))
-    version = mill.tracker.promote(checkpoint, comparison)
+    with _reading() as mill:
+        checkpoint, comparison = (mill.store.current(asset, recipe) for asset in ("pretrained_checkpoint", "comparison"))
+        version = mill.tracker.promote(checkpoint, comparison)
     typer.echo(f"{checkpoint.label} is version {version} of models:/{mill.project.name}@champion")
 
 

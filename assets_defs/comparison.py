@@ -17,7 +17,8 @@ from pipelines.store import Build
 def comparison(mill: Mill, partition: str) -> Build:
     """What the recipe's checkpoint loses and gains against its baseline, on the same held-out documents, and whether its guards hold.
 
-    Input: evaluation, and that of `evaluation.baseline`; of a recipe that names none, before training against after.
+    Input: evaluation, and that of `evaluation.baseline`; of a recipe that names none, before training against after. Cost: about a
+    second: a bootstrap over the losses that the evaluations stored.
     """
     recipe = mill.recipe(partition)
     baseline = recipe.evaluation.baseline

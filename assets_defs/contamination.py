@@ -22,7 +22,8 @@ from pipelines.store import Build
 def evaluation_index(mill: Mill, partition: None) -> Build:
     """The texts of every evaluation set of the project, from files and from whole domains.
 
-    Input: the files of `evaluation_sets` in project.yaml, cleaned_corpus of the domains that they name.
+    Input: the files of `evaluation_sets` in project.yaml, cleaned_corpus of the domains that they name. Cost: about 2 s for BLiMP
+    and WikiText-2.
     """
     sets = mill.project.evaluation_sets
     domains = {chosen.domain for chosen in sets.values() if chosen.domain}
@@ -71,7 +72,9 @@ def contamination(mill: Mill, partition: str) -> Build:
 def decontaminated_corpus(mill: Mill, partition: str) -> Build:
     """Which of the documents that passed the filters hold no text of an evaluation set, by the recipe's limits.
 
-    Input: contamination and toxicity_filtered_corpus. Domains that are evaluated on stay as they are.
+    Input: contamination and toxicity_filtered_corpus. Domains that are evaluated on stay as they are. Rule: a document goes where
+    it shares more n-grams with an evaluation set than the limits of `decontamination` allow. Cost: about 0.2 s for 10,000
+    documents; no text is read.
     """
     recipe = mill.recipe(partition)
     return Build(

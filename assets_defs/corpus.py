@@ -1,5 +1,9 @@
 """raw_corpus and cleaned_corpus: by source."""
 
+from datetime import timedelta
+
+import dagster as dg
+
 from assets_defs.materialization import mill_asset
 from assets_defs.partitions import SOURCE
 from assets_defs.resources import Mill, load_project
@@ -8,6 +12,9 @@ from pipelines.documents import split_partition
 from pipelines.recipes import Project
 from pipelines.store import Build
 
+MONTHLY = dg.FreshnessPolicy.cron(deadline_cron="0 12 3 * *", lower_bound_delta=timedelta(hours=33))
+"""A new month is in by noon of its third day; the schedule `monthly_snapshot` starts 33 hours before."""
+
 
 def _sources(project: Project) -> tuple[str, ...]:
     """Return the modules of the sources that the project's domains are read from."""
@@ -15,7 +22,14 @@ def _sources(project: Project) -> tuple[str, ...]:
     return tuple(dict.fromkeys(module for name, values in used for module in corpus.plugin_modules(name, values)))
 
 
-@mill_asset(step=corpus.ingest, audits=corpus.CORPUS_AUDITS, partitions=SOURCE, kinds={"parquet"}, plugins=_sources(load_project()))
+@mill_asset(
+    step=corpus.ingest,
+    audits=corpus.CORPUS_AUDITS,
+    partitions=SOURCE,
+    kinds={"parquet"},
+    plugins=_sources(load_project()),
+    freshness=MONTHLY,
+)
 def raw_corpus(mill: Mill, partition: str) -> Build:
     """Documents as they came, of one domain and one collection month.
 

@@ -26,10 +26,10 @@ PROBES = dg.AssetDep("mixture_probe", partition_mapping=PROBES_TO_RECIPE)
 def critical_ratio(mill: Mill, partition: str) -> Build:
     """The largest share of target text at which the general loss rises by no more than the tolerance, with its 95 % interval.
 
-    Input: the recipe's mixture_probe partitions. Rule: L_gen(R, T) <= L_gen(base) + tolerance (CMR, 2407.17467, definition 1);
-    the root of the own-share law, bootstrapped over held-out windows. It refuses, with a code and a remedy, where the
-    probes do not support an estimate. A recipe with `mixture.search` asks for the shares of all domains at which each guarded one
-    holds its own tolerance.
+    Input: the recipe's mixture_probe partitions. Rule: L_gen(R, T) <= L_gen(base) + tolerance (CMR, 2407.17467, definition 1); the
+    root of the own-share law, bootstrapped over held-out windows. It refuses, with a code and a remedy, where the probes do not
+    support an estimate. A recipe with `mixture.search` asks for the shares of all domains at which each guarded one holds its own
+    tolerance. Cost: seconds: the fits of the bootstrap over stored losses; no training.
     """
     chosen, tokens = mill.recipe(partition).mixture, mill.recipe(partition).pretraining_tokens
     inputs = _measurements(mill, partition)
@@ -56,7 +56,7 @@ def verified_ratio(mill: Mill, partition: str) -> Build:
     """The critical ratio after a run at it: whether that run held the tolerance, and the estimate with it as one more point.
 
     Input: critical_ratio, verification_probe, and what critical_ratio reads. Rule: the measured change of general loss lies within
-    half the tolerance of what was predicted.
+    half the tolerance of what was predicted. Cost: seconds; no training.
     """
     chosen, tokens = mill.recipe(partition).mixture, mill.recipe(partition).pretraining_tokens
     inputs = {

@@ -1,5 +1,6 @@
 """The code location: what `dagster dev` loads."""
 
+import sys
 import warnings
 
 import dagster as dg
@@ -29,7 +30,11 @@ from assets_defs import (  # noqa: E402
     tokenization,
     training,
 )
-from assets_defs.resources import MillResource  # noqa: E402
+from assets_defs.recipes import unusable  # noqa: E402
+from assets_defs.resources import MillResource, load_recipes  # noqa: E402
+
+for line in unusable(load_recipes()):
+    sys.stderr.write(f"{line}\n")
 
 ASSETS = dg.load_assets_from_modules(
     [

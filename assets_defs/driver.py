@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from assets_defs.automation import OVER_ALL, STAGES
+from assets_defs.overrides import check_overrides
 from assets_defs.partitions import PROBES, SOURCE
 from assets_defs.reaping import process_tag, reap
 from assets_defs.resources import Mill, MillResource, load_project, load_recipes, root_directory
 from pipelines.documents import split_partition
-from pipelines.errors import GristmillError, UnknownName
+from pipelines.errors import GristmillError
 from pipelines.manifests import Json
 from pipelines.recipes import Recipe
 
@@ -23,15 +24,21 @@ RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_ra
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def drive(name: str) -> None:
+def drive(name: str, overrides: Mapping[str, Mapping[str, Json]] | None = None) -> None:
     """Materialize everything recipe `name` needs and print its results.
+
+    Args:
+        name: the recipe.
+        overrides: by asset what is other for this run than in the recipe, as `assets_defs.overrides` reads it; the recipes that `name` is
+            compared with are made as ever.
 
     Raises:
         GristmillError: a stage failed; the message is the step's.
     """
     recipes = load_recipes()
-    if name not in recipes:
-        raise UnknownName("recipe", name, recipes)
+    recipes[name]  # an unknown name, and one whose file has problems, is refused before anything is started
+    for asset, chosen in (overrides or {}).items():
+        check_overrides(MillResource().open(), asset, name, chosen)
     os.environ.setdefault("GRISTMILL_PROGRESS", "1")
     os.environ.setdefault("DAGSTER_HOME", str(root_directory()))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -43,7 +50,7 @@ def drive(name: str) -> None:
         for needed in _in_order(name, recipes):
             for stage, _ in STAGES:
                 if needed == name or stage != OVER_ALL:
-                    _run_stage(defs, instance, stage, needed, recipes[needed])
+                    _run_stage(defs, instance, stage, needed, recipes[needed], overrides if needed == name else None)
     _print_results(name, time.monotonic() - started)
 
 
@@ -84,7 +91,14 @@ def _snapshots(recipe: Recipe) -> list[str]:
     return [month for month in months if min(wanted) <= month <= max(wanted)]
 
 
-def _run_stage(defs: dg.Definitions, instance: dg.DagsterInstance, stage: str, name: str, recipe: Recipe) -> None:
+def _run_stage(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    stage: str,
+    name: str,
+    recipe: Recipe,
+    overrides: Mapping[str, Mapping[str, Json]] | None = None,
+) -> None:
     first, last = {
         "ingest": source_range(recipe),
         "measure": source_range(recipe),
@@ -100,8 +114,13 @@ def _run_stage(defs: dg.Definitions, instance: dg.DagsterInstance, stage: str, n
     if first != last:
         tags |= dict(zip(RANGE_TAGS, (first, last), strict=True))
     job = defs.resolve_job_def(stage)
+    chosen = {asset: {"config": {"overrides": dict(overrides[asset])}} for asset in dict(STAGES)[stage] if overrides and asset in overrides}
     result = job.execute_in_process(
-        instance=instance, partition_key=first if first == last else None, tags=tags, run_config=QUIET, raise_on_error=False
+        instance=instance,
+        partition_key=first if first == last else None,
+        tags=tags,
+        run_config={**QUIET, "ops": chosen},
+        raise_on_error=False,
     )
     if not result.success:
         raise GristmillError(

@@ -19,7 +19,7 @@ from pipelines.store import Build
 def embedder(mill: Mill, partition: None) -> Build:
     """The fitted state of the embedder: all partitions share one space.
 
-    Input: passages of the training split of the pinned sample (`fit_on` in project.yaml).
+    Input: passages of the training split of the pinned sample (`fit_on` in project.yaml). Cost: seconds with the static default.
     """
     sample = mill.fit_sample()
     return Build(

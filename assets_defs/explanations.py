@@ -11,7 +11,7 @@ from rich.table import Table
 from assets_defs.exports import DECISIONS
 from assets_defs.resources import Mill, load_recipes
 from pipelines.documents import split_partition
-from pipelines.errors import MissingArtifact, UnknownName
+from pipelines.errors import MissingArtifact
 from pipelines.explanation import Decided, Evidence, Explanation, Finding, Place, explain, find, written
 from pipelines.manifests import Json, Manifest
 
@@ -27,8 +27,7 @@ def explain_document(mill: Mill, name: str, recipe: str) -> Explanation:
         MissingArtifact: nothing was ingested.
         GristmillError: the name stands for no document, or for several.
     """
-    if recipe not in load_recipes():
-        raise UnknownName("recipe", recipe, load_recipes())
+    load_recipes()[recipe]
     raw = [mill.store.current("raw_corpus", key) for key in mill.store.partitions("raw_corpus")]
     if not raw:
         raise MissingArtifact("nothing was ingested; materialize raw_corpus first (`gristmill run`, or job `ingest`)")

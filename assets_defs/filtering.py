@@ -33,8 +33,8 @@ def _modules(names: Iterable[str]) -> tuple[str, ...]:
 def filter_models(mill: Mill, partition: None) -> Build:
     """What the fitted filters of the project have learned; nothing where no such filter is switched on.
 
-    Input: the training split of the pinned sample (`fit_on` in project.yaml), of the domains that each filter names, and
-    the files that it names.
+    Input: the training split of the pinned sample (`fit_on` in project.yaml), of the domains that each filter names, and the files
+    that it names. Cost: about 5 s for perplexity on 6,000 documents; it grows with the sample.
     """
     wanted = mill.project.fitted()
     return Build(
@@ -57,8 +57,8 @@ def filter_models(mill: Mill, partition: None) -> Build:
 def quality_scores(mill: Mill, partition: str) -> Build:
     """The score of every quality rule for every document, kept or not: thresholds belong to recipes.
 
-    Input: cleaned_corpus, filter_models. Each filter is scored and stored on its own, so a changed rule or model re-scores
-    that filter alone.
+    Input: cleaned_corpus, filter_models. Each filter is scored and stored on its own, so a changed rule or model re-scores that
+    filter alone. Cost: about 400 documents per second and core with all filters of the sample's project.
     """
     return _scores(mill, "quality", partition)
 
@@ -74,7 +74,8 @@ def quality_scores(mill: Mill, partition: str) -> Build:
 def toxicity_scores(mill: Mill, partition: str) -> Build:
     """Toxicity of every document: a classifier's probability (document and worst sentence), a word list's share; and its topics.
 
-    Input: cleaned_corpus, filter_models.
+    Input: cleaned_corpus, filter_models. Each filter is scored and stored on its own. Cost: about 700 documents per second and
+    core.
     """
     return _scores(mill, "toxicity", partition)
 
@@ -89,7 +90,8 @@ def toxicity_scores(mill: Mill, partition: str) -> Build:
 def quality_filtered_corpus(mill: Mill, partition: str) -> Build:
     """Which documents pass the recipe's quality thresholds, and for every other one all rules it failed, with score and threshold.
 
-    Input: quality_scores of the recipe's domains and snapshots; no text is read.
+    Input: quality_scores of the recipe's domains and snapshots; no text is read. Rule: score >= or <= threshold, by domain. Cost:
+    about 0.3 s for 11,000 documents.
     """
     recipe = mill.recipe(partition)
     return Build(
@@ -112,7 +114,8 @@ def quality_filtered_corpus(mill: Mill, partition: str) -> Build:
 def toxicity_filtered_corpus(mill: Mill, partition: str) -> Build:
     """Which of the documents that passed the quality filter pass the recipe's toxicity thresholds.
 
-    Input: toxicity_scores and quality_filtered_corpus.
+    Input: toxicity_scores and quality_filtered_corpus. Rule: score <= threshold, by domain. Cost: about 0.3 s for 11,000 documents;
+    no text is read.
     """
     recipe = mill.recipe(partition)
     return Build(

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +13,6 @@ from assets_defs.resources import Mill
 from pipelines.errors import GristmillError, UnknownName
 from pipelines.housekeeping import Item, Keeper, Survey
 from pipelines.leases import Address
-from pipelines.lineage import Lineage
 from pipelines.pins import Pin, pin, pinned, unpin
 from pipelines.progress import Progress, short
 from pipelines.verification import Fault, Verified, verify
@@ -30,7 +28,7 @@ def named(mill: Mill, name: str, partition: str | None = None) -> list[Address]:
         UnknownName: it stands for none.
         GristmillError: it begins several fingerprints, or its partition does not stand at an artifact.
     """
-    lineage = Lineage(mill.store.root)
+    lineage = mill.lineage
     if partition is None and name in lineage.assets and (keys := [key for key in lineage.partitions(name) if key]):
         return list(dict.fromkeys(lineage.resolve(name, key) for key in keys))  # type: ignore[arg-type]
     found = lineage.resolve(name, partition)
@@ -45,15 +43,15 @@ def one(mill: Mill, name: str, partition: str | None = None) -> Address:
     Raises:
         GristmillError: it stands for none, or for several.
     """
-    found = Lineage(mill.store.root).resolve(name, partition)
+    found = mill.lineage.resolve(name, partition)
     if found is None:
-        raise UnknownName("artifact", name, Lineage(mill.store.root).assets)
+        raise UnknownName("artifact", name, mill.lineage.assets)
     return found
 
 
 def verify_artifacts(mill: Mill, addresses: Sequence[Address], *, ancestors: bool) -> Verified:
     """Re-hash artifacts, and all that they were made from where asked."""
-    lineage = Lineage(mill.store.root)
+    lineage = mill.lineage
     found = list(addresses)
     if ancestors:
         found = sorted(lineage.reached(found), key=lambda address: (address not in addresses, address))
@@ -64,13 +62,16 @@ def verify_artifacts(mill: Mill, addresses: Sequence[Address], *, ancestors: boo
         progress[:] = progress or [Progress("verifying", total, "bytes")]
         progress[0].update(done)
 
+    # What is not here is a fault of its readers, or in object storage, where its bytes are checked whenever they are fetched.
     there = [lineage.directory(address) for address in found if address in addresses or lineage.directory(address).exists()]
-    return verify(there, progress=told)  # what is not there is a fault of its readers
+    remote = mill.store.remote
+    elsewhere = (lambda asset, fingerprint: remote.find(asset, fingerprint) is not None) if remote else (lambda asset, fingerprint: False)
+    return verify(there, progress=told, elsewhere=elsewhere)
 
 
 def everything(mill: Mill) -> tuple[list[Address], list[Fault]]:
     """Return every artifact of the store, and a fault for each partition that stands at none."""
-    lineage = Lineage(mill.store.root)
+    lineage = mill.lineage
     published = lineage.addresses()
     there = set(published)
     faults = [
@@ -144,17 +145,17 @@ def pin_artifact(mill: Mill, name: str, why: str, *, remove: bool) -> str:
     """Pin what a name stands for, or take its pin away; return a line that says so."""
     root = mill.store.root
     with mill.store.leases.looking():  # so that it is not removed meanwhile
-        address = _pinned_as(root, name) if remove else one(mill, name)
+        address = _pinned_as(mill, name) if remove else one(mill, name)
         if remove:
             unpin(root, address)
             return f"{address.asset} {address.fingerprint} is not pinned any more"
-        made = pin(root, address, label=Lineage(root).label(address), name=why)
+        made = pin(root, address, label=mill.lineage.label(address), name=why)
     return f"{made.label} {address.fingerprint} is pinned: housekeeping keeps it and all that it was made from"
 
 
-def _pinned_as(root: Path, name: str) -> Address:
+def _pinned_as(mill: Mill, name: str) -> Address:
     """Return the pinned artifact that `name` is the fingerprint, the label or the reason of; else what it stands for now."""
-    pins = pinned(root)
+    pins = pinned(mill.store.root)
     found = [
         address
         for address, one in pins.items()
@@ -165,7 +166,7 @@ def _pinned_as(root: Path, name: str) -> Address:
     if found:
         shown = ", ".join(f"{pins[address].label} {address.fingerprint}" for address in found)
         raise GristmillError(f"{name!r} is what several pins are called: {shown}; give the fingerprint")
-    address = Lineage(root).resolve(name)
+    address = mill.lineage.resolve(name)
     if address is None:
         raise UnknownName("pin", name, [one.label for one in pins.values()])
     return address

@@ -19,7 +19,9 @@ from assets_defs.child import ChildEnded
 from assets_defs.children import build_in_children
 from assets_defs.gates import Gate
 from assets_defs.metadata import describe
+from assets_defs.overrides import overridable, override_metadata, overriding
 from assets_defs.reaping import tag_run
+from assets_defs.recipes import recipe_metadata, recipe_table
 from assets_defs.resources import Mill, MillResource
 from pipelines.code_version import code_version
 from pipelines.engine import Engine, Mapped, map_shards
@@ -43,6 +45,8 @@ PROVENANCE_TAGS = ("dagster/code_version", "dagster/input_")
 
 
 Request = Callable[[Mill, Any], Build]
+REQUESTS: dict[str, Request] = {}
+"""The function of each asset, by its name: what the partition's artifact is made from, without making it."""
 
 
 def mill_asset(
@@ -58,6 +62,8 @@ def mill_asset(
     packages: tuple[str, ...] = (),
     training: bool = False,
     isolate: bool = False,
+    freshness: dg.FreshnessPolicy | None = None,
+    automation: dg.AutomationCondition | None = None,
 ) -> Callable[[Request], dg.AssetsDefinition]:
     """Make an asset of a function that returns the `Build` of a partition.
 
@@ -68,6 +74,8 @@ def mill_asset(
         audits: the audits of the build, as check specs.
         training: holds the accelerator's pool while it runs, in a process of its own.
         isolate: runs in a process of its own.
+        freshness: when it has to be materialized again.
+        automation: when the sensor of automation materializes it, where that is on.
     """
 
     def wrap(request: Request) -> dg.AssetsDefinition:
@@ -75,6 +83,8 @@ def mill_asset(
         modules = [one.__module__ for one in (step, other_step) if one]
         version = code_version((*modules, *choices, *plugins), packages)
         name = request.__name__
+        REQUESTS[name] = request
+        by_recipe = isinstance(partitions, dg.StaticPartitionsDefinition)
 
         @dg.asset(
             name=name,
@@ -86,19 +96,24 @@ def mill_asset(
             partitions_def=partitions,
             backfill_policy=dg.BackfillPolicy.single_run() if partitions else None,
             code_version=version,
+            config_schema=overridable(name),
+            metadata=recipe_table() if by_recipe else None,
             check_specs=[
                 dg.AssetCheckSpec(audit_name(audit), asset=name, blocking=is_blocking(audit), description=audit.__doc__) for audit in audits
             ],
             pool=TRAINING_POOL if training else None,
+            freshness_policy=freshness,
+            automation_condition=automation,
             output_required=False,
             dagster_type=dg.Nothing,
         )
         def materialize(context: AssetExecutionContext, mill: MillResource) -> Iterator[Any]:
             tag_run(context)
             checks = [audit_name(audit) for audit in audits]
+            asked = overriding(name, request, context.op_execution_context.op_config)
             with contextlib.ExitStack() as held:
                 try:
-                    yield from _materialize(context, mill.open(), request, checks, held, isolate=training or isolate)
+                    yield from _materialize(context, mill.open(), asked, checks, held, isolate=training or isolate)
                 except Exception as error:
                     _try_again(context, error)
                     raise
@@ -138,7 +153,7 @@ def _materialize(
     if context.retry_number < MAX_RETRIES and (passing := _passing(errors)):
         raise passing  # the next attempt finds what is done here, and records it
     if len(partitions) == 1:
-        yield from (_result(built, url) for built, url in done)
+        yield from (_result(context, built, url) for built, url in done)
     else:
         yield from _partition_events(context, done, finished=not errors)
     if audited := [*(b.manifest for b, _ in done), *(e.manifest for e in errors if isinstance(e, AuditFailed))]:
@@ -220,8 +235,15 @@ def _engine(mill: Mill, builds: Sequence[Build]) -> Engine:
     return mill.engine if pending else Engine(kind="serial")
 
 
-def _result(built: Built, url: str | None) -> dg.MaterializeResult:
-    return dg.MaterializeResult(metadata=describe(built, url), data_version=dg.DataVersion(built.manifest.fingerprint))
+def _described(context: AssetExecutionContext, built: Built, url: str | None) -> dict[str, dg.MetadataValue]:
+    """Return the metadata of a materialization, with that of the recipe that it belongs to and of what a run overrode."""
+    by_recipe = isinstance(context.assets_def.partitions_def, dg.StaticPartitionsDefinition)
+    recipe = recipe_metadata(str(built.manifest.partition)) if by_recipe else {}
+    return describe(built, url) | recipe | override_metadata(built.manifest)
+
+
+def _result(context: AssetExecutionContext, built: Built, url: str | None) -> dg.MaterializeResult:
+    return dg.MaterializeResult(metadata=_described(context, built, url), data_version=dg.DataVersion(built.manifest.fingerprint))
 
 
 def _partition_events(context: AssetExecutionContext, done: Sequence[tuple[Built, str | None]], *, finished: bool) -> Iterator[Any]:
@@ -239,7 +261,7 @@ def _partition_events(context: AssetExecutionContext, done: Sequence[tuple[Built
         yield dg.AssetMaterialization(
             asset_key=context.asset_key,
             partition=key,
-            metadata=describe(built, url),
+            metadata=_described(context, built, url),
             tags={**provenance, **_dimensions(context, key), DATA_VERSION_TAG: built.manifest.fingerprint},
         )
 

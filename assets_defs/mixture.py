@@ -18,7 +18,8 @@ from pipelines.store import Build
 def domain_mixture(mill: Mill, partition: str) -> Build:
     """The share of tokens of each domain at the critical ratio, how many epochs of it the budget reads, and where it runs out.
 
-    Input: verified_ratio, selected_subset. A plan, not data: training reads the shards through it, and keeps to its limits.
+    Input: verified_ratio, selected_subset. A plan, not data: training reads the shards through it, and keeps to its limits. Cost:
+    about a second.
     """
     recipe = mill.recipe(partition)
     return Build(

@@ -27,7 +27,8 @@ from pipelines.training import TRAINING_PACKAGES
 def probe_windows(mill: Mill, partition: str) -> Build:
     """The held-out windows that every probe of the recipe is measured on, with the loss of the general checkpoint on each.
 
-    Input: general_checkpoint, held-out documents of deduplicated_corpus, selected_subset (which domains, in which shares).
+    Input: general_checkpoint, held-out documents of deduplicated_corpus, selected_subset (which domains, in which shares). Cost:
+    one forward pass over the windows.
     """
     recipe = mill.recipe(partition)
     settings = located(recipe.window_settings(), mill.root)
@@ -67,8 +68,9 @@ def probe_windows(mill: Mill, partition: str) -> Build:
 def mixture_probe(mill: Mill, partition: str) -> Build:
     """The general checkpoint continued at one target share R, with the loss of every held-out window along the way.
 
-    Input: general_checkpoint, probe_windows, selected_subset. Windows and the order of each domain are the same for all ratios,
-    so differences between probes are paired. The learning rate is constant, so every point of the course is a run of that length.
+    Input: general_checkpoint, probe_windows, selected_subset. Windows and the order of each domain are the same for all ratios, so
+    differences between probes are paired. The learning rate is constant, so every point of the course is a run of that length.
+    Cost: 6 x parameters x tokens operations for each probe, and the held-out windows at each point that is measured.
     """
     name, probe = split_partition(partition)
     settings = located(mill.recipe(name).probe_settings(probe), mill.root)
@@ -97,7 +99,8 @@ def mixture_probe(mill: Mill, partition: str) -> Build:
 def verification_probe(mill: Mill, partition: str) -> Build:
     """One more probe, trained at the critical ratio: what it measures says whether the estimate holds.
 
-    Input: critical_ratio, and all that mixture_probe reads.
+    Input: critical_ratio, and all that mixture_probe reads. Cost: 6 x parameters x tokens operations, for as many tokens as the
+    plan trains on.
     """
     settings = located(mill.recipe(partition).verification_settings(), mill.root)
     return Build(

@@ -7,10 +7,11 @@ from pathlib import Path
 import dagster as dg
 
 from assets_defs.gates import demand_whole
-from pipelines.configuration import read_project, read_recipes
+from pipelines.configuration import RecipeBook, open_recipes, read_project
 from pipelines.documents import partition_file, split_partition
 from pipelines.engine import Engine
 from pipelines.errors import GristmillError
+from pipelines.lineage import Lineage
 from pipelines.manifests import Manifest, Member
 from pipelines.recipes import Project, Recipe
 from pipelines.remote_store import RemoteStore
@@ -37,9 +38,9 @@ def load_project() -> Project:
 
 
 @cache
-def load_recipes() -> dict[str, Recipe]:
-    """Read the recipes once per process."""
-    return read_recipes(root_directory() / "recipes", load_project())
+def load_recipes() -> RecipeBook:
+    """Read the recipes once per process. One file with a mistake takes no other recipe away: whoever asks for its recipe is told."""
+    return open_recipes(root_directory() / "recipes", load_project())
 
 
 class Mill:
@@ -58,12 +59,21 @@ class Mill:
     def project(self) -> Project:
         return load_project()
 
+    @property
+    def lineage(self) -> Lineage:
+        """The graph of the store's artifacts as it stands now."""
+        return Lineage(self.store.root, self.store.remote)
+
     @cached_property
     def tracker(self) -> Tracker:
         return Tracker(self.home, self.project.name)
 
     def recipe(self, name: str) -> Recipe:
-        """Return recipe `name`; a probe's partition ``recipe|probe`` names its recipe too."""
+        """Return recipe `name`; a probe's partition ``recipe|probe`` names its recipe too.
+
+        Raises:
+            GristmillError: its file has problems, which are listed.
+        """
         return load_recipes()[name.partition("|")[0]]
 
     def source_partitions(self, recipe: Recipe, asset: str = "cleaned_corpus") -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from assets_defs.resources import Mill, load_recipes
+from assets_defs.resources import Mill
 from assets_defs.training import role_shards, selected
 from pipelines import plugins
 from pipelines.documents import partition_file, table_writer
@@ -63,13 +63,11 @@ def export_recipe_tokens(mill: Mill, name: str, recipe: str, directory: Path, *,
         UnknownName: there is no such format, recipe or role.
         GristmillError: the directory exists, or nothing is selected.
     """
-    if recipe not in load_recipes():
-        raise UnknownName("recipe", recipe, load_recipes())
+    chosen = mill.recipe(recipe)
     if role not in (None, *ROLES):
         raise UnknownName("role", role, ROLES)
     roles = (role,) if role else ROLES
     with _Export(name, directory, mill.store.current("tokenizer")) as export:
-        chosen = mill.recipe(recipe)
         selection = tuple(selected(mill, recipe, wanted) for wanted in roles)
         pools = passage_pools(selection, role_shards(mill, chosen, roles), export.vocabulary.end_of_text)
         if not pools:

@@ -19,7 +19,7 @@ def tokenizer(mill: Mill, partition: None) -> Build:
     """A byte-level BPE, trained on the training split of the pinned sample (`fit_on` in project.yaml), an equal part per domain.
 
     Input: cleaned_corpus and the split of the pinned snapshots; a new snapshot retrains nothing. Where project.yaml brings a
-    tokenizer, its files instead.
+    tokenizer, its files instead. Cost: about 4 s for 4,500 documents.
     """
     if mill.project.tokenizer.brought:
         return Build(
@@ -49,7 +49,8 @@ def tokenizer(mill: Mill, partition: None) -> Build:
 def tokenized_shards(mill: Mill, partition: str) -> Build:
     """Token ids of every document, memory-mapped, with an index of documents and passages: any position leads back to its text.
 
-    Input: cleaned_corpus, tokenizer. Selection and mixture are views over it; a new ratio costs no tokenization.
+    Input: cleaned_corpus, tokenizer. Selection and mixture are views over it; a new ratio costs no tokenization. Cost: about 14 s
+    for 23,000 documents.
     """
     cleaned, fitted = mill.store.current("cleaned_corpus", partition), mill.store.current("tokenizer")
     return Build(

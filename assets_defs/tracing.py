@@ -7,8 +7,9 @@ from typing import Any
 import duckdb
 
 from assets_defs.exports import DECISIONS
+from assets_defs.gates import SOURCE_KEY
 from assets_defs.resources import Mill, load_recipes
-from pipelines.errors import GristmillError, MissingArtifact, UnknownName
+from pipelines.errors import GristmillError, MissingArtifact
 from pipelines.explanation import Decided, Evidence, Explanation, Place, explain, find
 from pipelines.leases import Address
 from pipelines.lineage import CHECKPOINTS, Ancestor, Lineage, Node
@@ -21,7 +22,7 @@ EVALUATIONS = ("evaluation", "task_evaluation", "classification", "comparison")
 
 def trace(mill: Mill, name: str, recipe: str | None) -> dict[str, Any]:
     """Return what is known of the artifact or the document that a name stands for; `recipe` is that of `trace_document`."""
-    address = Lineage(mill.store.root).resolve(name)
+    address = mill.lineage.resolve(name)
     return trace_document(mill, name, recipe) if address is None else trace_artifact(mill, address)
 
 
@@ -34,7 +35,7 @@ def trace_artifact(mill: Mill, address: Address, *, documents: Path | None = Non
     Raises:
         GristmillError: `documents` is asked of what is no checkpoint, or exists.
     """
-    lineage = Lineage(mill.store.root)
+    lineage = mill.lineage
     manifest = opened(mill, address)
     ancestors = lineage.ancestors(address)
     found = {
@@ -56,7 +57,7 @@ def trace_artifact(mill: Mill, address: Address, *, documents: Path | None = Non
 
 def downstream(mill: Mill, address: Address) -> dict[str, Any]:
     """Return what was made from an artifact and stands at a partition now."""
-    lineage = Lineage(mill.store.root)
+    lineage = mill.lineage
     descendants = lineage.descendants(address)
     standing = [node for node in descendants if lineage.standing.get(node.address)]
     return {
@@ -79,13 +80,13 @@ def trace_document(mill: Mill, name: str, recipe: str | None) -> dict[str, Any]:
         GristmillError: the name stands for no document, or for several.
     """
     known = load_recipes()
-    if recipe and recipe not in known:
-        raise UnknownName("recipe", recipe, known)
+    if recipe:
+        known[recipe]
     raw = [mill.store.current("raw_corpus", key) for key in mill.store.partitions("raw_corpus")]
     if not raw:
         raise MissingArtifact("nothing was ingested; materialize raw_corpus first (`gristmill run`, or job `ingest`)")
     place = find(name, raw)
-    lineage = Lineage(mill.store.root)
+    lineage = mill.lineage
     checkpoints = _checkpoints(lineage, [recipe] if recipe else sorted(known))
     origin = next(manifest for manifest in raw if manifest.partition == place.partition)
     decided = _decisions(mill, lineage, place, checkpoints, [recipe] if recipe else sorted(known))
@@ -116,7 +117,8 @@ def _reference(mill: Mill, reference: InputReference) -> Manifest:
 
 
 def _head(lineage: Lineage, manifest: Manifest, address: Address) -> dict[str, Any]:
-    recipe = load_recipes().get(str(manifest.partition).partition("|")[0])
+    name = "" if SOURCE_KEY.search(str(manifest.partition)) else str(manifest.partition).partition("|")[0]
+    recipe = known[name] if name in (known := load_recipes()) else None  # asked for a name that it lacks, it raises
     return {
         "asset": address.asset,
         "partition": manifest.partition,
@@ -297,15 +299,10 @@ def _read(mill: Mill, lineage: Lineage, place: Place, address: Address, recipes:
 
 def _tokens(shard: Manifest, document: str) -> dict[str, Json] | None:
     """Return where the tokens of a document lie in its shard, its passages included; None where it was not tokenized."""
+    query = 'SELECT * FROM read_parquet($path) WHERE id = $id ORDER BY "offset"'
     with duckdb.connect() as connection:
-        rows = [
-            connection.execute(
-                'SELECT * FROM read_parquet($path) WHERE id = $id ORDER BY "offset"', {"path": str(shard.file(name)), "id": document}
-            )
-            .to_arrow_table()
-            .to_pylist()
-            for name in (DOCUMENTS, PASSAGES)
-        ]
+        parameters = [{"path": str(shard.file(name)), "id": document} for name in (DOCUMENTS, PASSAGES)]
+        rows = [connection.sql(query, params=one).to_arrow_table().to_pylist() for one in parameters]
     if not rows[0]:
         return None
     (document_row,), passages = rows

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fault_drill [--kills 30] [--quick] [--recipe tiny] [--seed 0] [--keep DIRECTORY]
 
-The undisturbed run is `gristmill run` in a project directory of its own. The other one is launched stage by stage through
+The undisturbed run is `gristmill run` in a project directory of its own, with the domains of the recipe alone. The other one is launched stage by stage through
 GraphQL, and SIGKILL comes at random (seeded) moments to
 
     child       the process that trains, or measures a checkpoint
@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +50,7 @@ KILLS, QUICK_KILLS = 30, 6
 SHARES = {"ingest": 3, "fit": 4, "measure": 4, "decide": 8, "probe": 5, "train": 6}
 """Kills of each stage, of 30."""
 KINDS = ("child", "pool", "worker", "everything")
-WEIGHTS = {"child": 4, "pool": 2, "worker": 3, "everything": 2}
+WEIGHTS = {"child": 5, "pool": 3, "worker": 4, "everything": 2}
 MAX_DELAY = 8.0
 """Seconds from the beginning of a run, or from the last kill's end, to the kill, at most."""
 PATIENCE = 600.0
@@ -129,7 +130,7 @@ class Drill:
             status = runs[run]["status"]
             if status == "SUCCESS":
                 return run, None
-            if status in OVER and runs[run]["tags"].get("dagster/will_retry") != "true":
+            if status in OVER and runs[run]["tags"].get("dagster/will_retry", "false" if status != "FAILURE" else None) == "false":
                 self.by_hand += 1
                 self._note("executed again by hand")
                 run = self.server.reexecute(run)
@@ -223,27 +224,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the kinds and the moments")
     parser.add_argument("--workers", type=int, default=2, help="processes per step: with one, no shards are mapped over processes")
     parser.add_argument("--keep", type=Path, help="work in this directory, which must not exist, and leave it")
+    parser.add_argument(
+        "--against", type=Path, help="the project directory of an undisturbed run, as `--keep` leaves in whole/; not run then"
+    )
     arguments = parser.parse_args()
     kills = arguments.kills or (QUICK_KILLS if arguments.quick else KILLS)
     with tempfile.TemporaryDirectory(prefix="gristmill-drill-") as name:
         directory = (arguments.keep or Path(name)).resolve()
-        result = drill(directory, arguments.recipe, kills, arguments.seed, arguments.workers)
+        result = drill(directory, arguments.recipe, kills, arguments.seed, arguments.workers, arguments.against)
     print(json.dumps(result))
 
 
-def drill(directory: Path, recipe: str, kills: int, seed: int, workers: int) -> dict[str, object]:
+def drill(directory: Path, recipe: str, kills: int, seed: int, workers: int, against: Path | None) -> dict[str, object]:
     """Run both in `directory` and compare them."""
     started = time.monotonic()
-    whole = undisturbed(project(directory / "whole"), recipe, workers)
+    whole = Store(against / ".gristmill") if against else undisturbed(project(directory / "whole", recipe), recipe, workers)
     seconds = time.monotonic() - started
     print(f"undisturbed: {seconds:.0f} s", file=sys.stderr, flush=True)
-    place, temporary = project(directory / "killed"), directory / "temporary"
+    place, temporary = project(directory / "killed", recipe), directory / "temporary"
     temporary.mkdir()
     server = DagsterServer(place, GRISTMILL_WORKERS=str(workers), TMPDIR=str(temporary), MLFLOW_DISABLE_TELEMETRY="true")
     found = Drill(server, random.Random(seed), recipe)
     server.start()
     try:
-        for name, assets, first, last, share in stages(recipe, kills):
+        for name, assets, first, last, share in stages(place, recipe, kills):
             print(f"{name}: {share} kills", file=sys.stderr, flush=True)
             found.stage(name, assets, first, last, share)
         settled(server)
@@ -270,13 +274,22 @@ def drill(directory: Path, recipe: str, kills: int, seed: int, workers: int) -> 
     }
 
 
-def project(directory: Path) -> Path:
-    """Return `directory` with a copy of the project's files in it."""
+def project(directory: Path, recipe: str) -> Path:
+    """Return `directory` with a project of `recipe` alone in it: its domains, and the snapshots that are fitted on."""
     directory.mkdir(parents=True)
-    for name in ("project.yaml", "dagster.yaml"):
-        shutil.copy(ROOT / name, directory)
-    shutil.copytree(ROOT / "recipes", directory / "recipes")
+    (directory / "recipes").mkdir()
+    shutil.copy(ROOT / "dagster.yaml", directory)
+    shutil.copy(ROOT / "recipes" / f"{recipe}.yaml", directory / "recipes")
     (directory / "data").symlink_to(ROOT / "data")
+    wanted = yaml.safe_load((directory / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    domains = {domain for role in wanted["roles"].values() for domain in role}
+    found = yaml.safe_load((ROOT / "project.yaml").read_text(encoding="utf-8"))
+    found["domains"] = {name: settings for name, settings in found["domains"].items() if name in domains}
+    found["snapshots"] = found["fit_on"]
+    found["evaluation_sets"] = {name: one for name, one in found["evaluation_sets"].items() if one.get("domain", "wiki") in domains}
+    perplexity = found["quality"]["perplexity"]
+    perplexity["good"] = [name for name in perplexity["good"] if name in domains]
+    (directory / "project.yaml").write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
     return directory
 
 
@@ -295,9 +308,9 @@ def undisturbed(directory: Path, recipe: str, workers: int) -> Store:
     return Store(directory / ".gristmill")
 
 
-def stages(recipe: str, kills: int) -> Iterator[tuple[str, tuple[str, ...], str | None, str | None, int]]:
-    """Yield the stages: name, assets, first and last partition, and kills."""
-    os.environ["GRISTMILL_PROJECT"] = str(ROOT)
+def stages(directory: Path, recipe: str, kills: int) -> Iterator[tuple[str, tuple[str, ...], str | None, str | None, int]]:
+    """Yield the stages of `recipe` in the project `directory`: name, assets, first and last partition, and kills."""
+    os.environ["GRISTMILL_PROJECT"] = str(directory)
     from assets_defs.automation import STAGES
     from assets_defs.driver import source_range
     from assets_defs.partitions import PROBES

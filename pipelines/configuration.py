@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +46,10 @@ class RecipeBook(Mapping[str, Recipe]):
             raise UnknownName("recipe", name, self.names)
         return self._recipes[name]
 
+    def get(self, name: str, default: Recipe | None = None) -> Recipe | None:  # type: ignore[override]
+        """Return recipe `name`, or `default` where it cannot be used or there is none."""
+        return self._recipes.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._recipes
 
@@ -74,7 +78,15 @@ def read_project(path: Path) -> Project:
     Raises:
         GristmillError: one line per problem.
     """
-    file = read_settings_file(path)
+    return check_project(read_settings_file(path))
+
+
+def check_project(file: SettingsFile) -> Project:
+    """Return the project that `file` holds.
+
+    Raises:
+        GristmillError: one line per problem.
+    """
     project, problems = _validated(Project, file.values)
     _raise(file, problems or project_problems(project))
     return project
@@ -97,7 +109,9 @@ def check_recipe(file: SettingsFile, project: Project) -> Recipe:
     """
     recipe, problems = _validated(Recipe, file.values)
     if recipe is not None:
-        problems = problems + recipe_problems(recipe, project)
+        follow = [problem.location for problem in problems]  # what is missing because it was wrong is no problem of its own
+        further = [p for p in recipe_problems(recipe, project) if not any(at[: len(p.location)] == p.location for at in follow)]
+        problems = problems + further
     _raise(file, problems)
     return recipe
 
@@ -120,23 +134,33 @@ def open_recipes(directory: Path, project: Project) -> RecipeBook:
     Raises:
         GristmillError: not one recipe can be used: the problems of all files, one line each.
     """
+    book = _book(sorted(directory.glob("*.yaml")), project)
+    if not len(book):
+        none = f"no recipe in {directory}; a recipe is a file recipes/NAME.yaml"
+        raise GristmillError("\n".join(book.problems) or none)
+    return book
+
+
+def check_recipes(paths: Sequence[Path], project: Project, directory: Path) -> list[str]:
+    """Return every problem of the recipes in `paths`, one line each; they may name those of `directory` and those beside them."""
+    folders = {directory, *(path.parent for path in paths)}
+    return _book(paths, project, {other.stem for folder in folders for other in folder.glob("*.yaml")}).problems
+
+
+def _book(paths: Sequence[Path], project: Project, known: Iterable[str] = ()) -> RecipeBook:
     recipes: dict[str, Recipe] = {}
     broken: dict[str, Sequence[str]] = {}
     files: dict[str, SettingsFile] = {}
-    for path in sorted(directory.glob("*.yaml")):
+    for path in paths:
         try:
             files[path.stem] = read_recipe_file(path)
             recipes[path.stem] = check_recipe(files[path.stem], project)
         except GristmillError as error:
             broken[path.stem] = str(error).splitlines()
-    for name, problems in reference_problems(recipes, {*recipes, *broken}).items():
+    for name, problems in reference_problems(recipes, {*known, *recipes, *broken}).items():
         del recipes[name]
         broken[name] = [files[name].line(problem) for problem in problems]
-    book = RecipeBook(recipes, broken, files)
-    if not recipes:
-        none = f"no recipe in {directory}; a recipe is a file recipes/NAME.yaml"
-        raise GristmillError("\n".join(book.problems) or none)
-    return book
+    return RecipeBook(recipes, broken, files)
 
 
 def _validated(model: type[SettingsType], values: Mapping[str, Json]) -> tuple[SettingsType, list[Problem]]:

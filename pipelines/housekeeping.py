@@ -6,6 +6,9 @@ failed builds left: in ``staging/`` and ``rejected/``, pointers half written, lo
 
 Roots are read, and what goes is renamed away, while the gate of `pipelines.leases` is held alone. So no process can have found an
 artifact that goes: it would have a lease on it, which is a root. Removed it is after the gate was opened again.
+
+Object storage behind the store is left alone. What no partition of this machine stands at goes from here, and is fetched again where
+another machine's partition needs it.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ SECONDS_PER_DAY = 86_400.0
 DAYS_KEPT = 7.0
 """Resume points and failed attempts are worth something for a while: hours of training, and the reason of a failure."""
 WORTH_A_WHILE = ("resume point", "rejected")
-_NAMED = re.compile(r"(?P<asset>.+)-(?P<fingerprint>[0-9a-f]{32})")
+_NAMED = re.compile(r"(?P<asset>.+)-(?P<fingerprint>[0-9a-f]{32})(\.(fetch|[0-9a-f]{8}))?")
+"""Of locks and of what is being written; with an ending where an artifact is fetched from object storage."""
 
 
 @dataclass(frozen=True)
@@ -166,16 +170,15 @@ class Keeper:
 
     def _left(self, live: set[Address]) -> Iterator[Item]:
         """Yield what builds left that are not under way."""
-        names = {address.name for address in live}
         for path in sorted(self.root.glob("artifacts/*/*")):
-            name = f"{path.parent.name}-{path.name}"
             if not (path / MANIFEST_NAME).exists():
-                yield _item("half-removed artifact", path, name, kept="in use" if name in names else "")
+                used = Address(path.parent.name, path.name) in live
+                yield _item("half-removed artifact", path, f"{path.parent.name}-{path.name}", kept="in use" if used else "")
         for path in sorted(self.root.glob("staging/*")):
             kind: Kind = "resume point" if (path / RESUME).is_dir() else "staging"
-            yield _item(kind, path, path.name, kept="in use" if path.name in names else self._young(kind, path))
+            yield _item(kind, path, path.name, kept="in use" if _address(path) in live else self._young(kind, path))
         for path in sorted(self.root.glob("rejected/*")):
-            yield _item("rejected", path, path.name, kept="in use" if path.name in names else self._young("rejected", path))
+            yield _item("rejected", path, path.name, kept="in use" if _address(path) in live else self._young("rejected", path))
         for path in sorted(self.root.glob(f"{TRASH}/*")):
             yield _item("trash", path, path.name)
 
@@ -195,12 +198,18 @@ class Keeper:
 
     def _locks(self) -> list[tuple[Path, Address]]:
         """Return the locks of artifacts; others, such as the gate, are no concern of this."""
-        found = ((path, _NAMED.fullmatch(path.name)) for path in sorted(self.root.glob("locks/*")))
-        return [(path, Address(*match.groups())) for path, match in found if match]
+        found = ((path, _address(path)) for path in sorted(self.root.glob("locks/*")))
+        return [(path, address) for path, address in found if address]
 
     def _young(self, kind: Kind, path: Path) -> str:
         wanted = self.older_than if self.older_than is not None else DAYS_KEPT if kind in WORTH_A_WHILE else 0.0
         return f"younger than {wanted:g} days" if _days(path) < wanted else ""
+
+
+def _address(path: Path) -> Address | None:
+    """Return the artifact that a lock or a folder is named after."""
+    found = _NAMED.fullmatch(path.name)
+    return Address(found["asset"], found["fingerprint"]) if found else None
 
 
 def _item(kind: Kind, path: Path, name: str, *, kept: str = "") -> Item:

@@ -1,7 +1,7 @@
 """Lineage: the graph of a store's artifacts, from the inputs that their manifests list.
 
 Artifacts that several partitions share are one node; a node knows which partitions stand at it. Manifests never change, so a
-process reads each of them once.
+process reads each of them once. Of an artifact that lies in object storage alone, the manifest is read there; its files are not fetched.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from urllib.parse import unquote
 from pipelines.errors import GristmillError, MissingArtifact, UnknownName
 from pipelines.leases import Address
 from pipelines.manifests import MANIFEST_NAME, Json
+from pipelines.remote_store import RemoteStore
 
 CHECKPOINTS = ("general_checkpoint", "pretrained_checkpoint")
 """The assets that are models."""
 MIN_PREFIX = 6
 """Hexadecimal digits from which on a name is taken for the beginning of a fingerprint."""
-_LABELLED = re.compile(r"(?P<asset>[\w.]+)\[(?P<partition>.+)\]")
+_LABELLED = re.compile(r"(?P<asset>[^\[\]/]+)\[(?P<partition>.+)\]")
+_ASSET = re.compile(r"\w+(\.\w+)*")
 _HEX = re.compile(rf"[0-9a-f]{{{MIN_PREFIX},32}}")
 
 
@@ -77,10 +79,11 @@ class Ancestor:
 
 
 class Lineage:
-    """The artifacts of the store at `root` and what they were made from."""
+    """The artifacts of the store at `root`, and of the object storage behind it, and what they were made from."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, remote: RemoteStore | None = None) -> None:
         self.root = Path(root).absolute()
+        self.remote = remote
 
     def directory(self, address: Address) -> Path:
         """Return where the artifact lies."""
@@ -92,10 +95,15 @@ class Lineage:
         Raises:
             GristmillError: its manifest is damaged.
         """
-        return _node(self.directory(address))
+        found = _node(self.directory(address))
+        return _remote_node(self.remote, address) if found is None and self.remote else found
+
+    def is_here(self, address: Address) -> bool:
+        """Return whether the files of the artifact lie in this store, and not in object storage alone."""
+        return (self.directory(address) / MANIFEST_NAME).is_file()
 
     def addresses(self) -> list[Address]:
-        """Return the published artifacts, sorted."""
+        """Return the artifacts that are published here, sorted."""
         return sorted(Address(path.parent.parent.name, path.parent.name) for path in self.root.glob(f"artifacts/*/*/{MANIFEST_NAME}"))
 
     @cached_property
@@ -203,9 +211,9 @@ class Lineage:
         return sorted((key for name, key in self.pointers if name == asset), key=lambda key: key or "")
 
     def _standing_at(self, asset: str, partition: str | None) -> Address:
-        if asset not in self.assets:
+        address = self._pointed_at(asset, partition) if _ASSET.fullmatch(asset) else None
+        if address is None and asset not in self.assets:
             raise UnknownName("asset", asset, self.assets)
-        address = self.pointers.get((asset, partition))
         known = self.partitions(asset)
         if address is None and partition is None and known:
             shown = ", ".join(f"{asset}[{key}]" for key in known[:3])
@@ -216,6 +224,10 @@ class Lineage:
         if self.node(address) is None:
             raise MissingArtifact(f"{label}: its artifact is gone from {self.root}; materialize it again")
         return address
+
+    def _pointed_at(self, asset: str, partition: str | None) -> Address | None:
+        fingerprint = self.remote.current(asset, partition) if self.remote else None
+        return Address(asset, fingerprint) if fingerprint else self.pointers.get((asset, partition))
 
     def _in_directory(self, path: Path) -> Address | None:
         inside = path.resolve()
@@ -252,7 +264,7 @@ def _summed(asset: str, found: list[Ancestor]) -> dict[str, Json]:
         "first_computed": min((node.started for node in nodes), default=""),
         "seconds": round(sum(node.seconds for node in nodes), 1),
         "read_by": ", ".join(dict.fromkeys(one.reader.asset for one in found if one.reader)),
-        "gone": len(found) - len(nodes),
+        "not_here": len(found) - len(nodes),
     }
 
 
@@ -274,23 +286,32 @@ def _node(directory: Path) -> Node | None:
 
 
 @lru_cache(maxsize=200_000)
+def _remote_node(remote: RemoteStore, address: Address) -> Node | None:
+    found = remote.find(*address)
+    return _as_node(address, found.model_dump(mode="json")) if found else None
+
+
+@lru_cache(maxsize=200_000)
 def _read(directory: Path, modified: int) -> Node:
     """Read a manifest as far as the graph needs it: three times as fast as all of it."""
     path = directory / MANIFEST_NAME
     try:
-        found = json.loads(path.read_bytes())
-        return Node(
-            address=Address(directory.parent.name, directory.name),
-            partition=found["partition"],
-            code_version=found["code_version"],
-            started=str(found["provenance"].get("started", "")),
-            seconds=float(found["provenance"].get("seconds") or 0.0),
-            bytes=sum(entry["bytes"] for entry in found["files"]),
-            inputs=tuple(_reads(found["inputs"])),
-            files=tuple((entry["path"], entry["sha256"]) for entry in found["files"]),
-        )
+        return _as_node(Address(directory.parent.name, directory.name), json.loads(path.read_bytes()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GristmillError(f"{path} is not a manifest ({error!r}); remove {directory} and materialize again") from error
+
+
+def _as_node(address: Address, found: dict) -> Node:
+    return Node(
+        address=address,
+        partition=found["partition"],
+        code_version=found["code_version"],
+        started=str(found["provenance"].get("started", "")),
+        seconds=float(found["provenance"].get("seconds") or 0.0),
+        bytes=sum(entry["bytes"] for entry in found["files"]),
+        inputs=tuple(_reads(found["inputs"])),
+        files=tuple((entry["path"], entry["sha256"]) for entry in found["files"]),
+    )
 
 
 def _reads(inputs: dict[str, list[dict]]) -> Iterator[Read]:

@@ -106,6 +106,11 @@ class Manifest(Frozen):
         return self._directory
 
     @property
+    def is_stored(self) -> bool:
+        """Whether the artifact is there, and not only planned."""
+        return self._directory is not None
+
+    @property
     def label(self) -> str:
         """``asset[partition]`` or ``asset``."""
         return f"{self.asset}[{self.partition}]" if self.partition else self.asset
@@ -177,8 +182,17 @@ def fingerprint(asset: str, code_version: str, settings: Mapping[str, Json], inp
         "settings": settings,
         "inputs": {name: [reference.identity for reference in references] for name, references in inputs.items()},
     }
-    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return _hash(identity)[:32]
+
+
+def settings_fingerprint(settings: Mapping[str, Json]) -> str:
+    """Return 12 hexadecimal digits (SHA-256, truncated) of `settings`, whatever the order of their keys."""
+    return _hash(settings)[:12]
+
+
+def _hash(values: object) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def read_manifest(directory: Path) -> Manifest:

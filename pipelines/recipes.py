@@ -27,7 +27,7 @@ from pipelines.evaluation import EvaluationSettings
 from pipelines.filter_models import FitSettings
 from pipelines.filtering import ScoreSettings
 from pipelines.filters import FittedFilter
-from pipelines.manifests import Json
+from pipelines.manifests import Json, settings_fingerprint
 from pipelines.mixture import MixtureSettings
 from pipelines.models import ModelSettings
 from pipelines.plan import Phase, PhaseMixture, RunSettings, SampleSettings, TrainingSettings, ValidationSettings
@@ -254,6 +254,11 @@ class Recipe(Settings):
                 "to train it, or name a checkpoint to be taken as it is"
             )
         return general
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits of its settings, defaults filled in: not of its name, its description or how its files are laid out."""
+        return settings_fingerprint(self.model_dump(mode="json", exclude={"description"}))
 
     @property
     def domains(self) -> tuple[str, ...]:

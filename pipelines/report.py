@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from pipelines.cards import write_cards
 from pipelines.manifests import Check, Json, Manifest, Outcome
 from pipelines.page_reader import PageReader, stands_alone
@@ -28,6 +30,12 @@ class ReportSettings(Settings):
     """Name of the recipe."""
     description: str
     """What the recipe is for."""
+    fingerprint: str = ""
+    """Of the recipe's settings."""
+    extends: tuple[str, ...] = ()
+    """The recipes that it extends, the nearest first."""
+    overrides: dict[str, dict[str, Json]] = Field(default_factory=dict)
+    """Label of an artifact to the settings of it that a run overrode, by dotted key: the page is then not of the recipe as it stands."""
 
 
 def write_report(
@@ -65,7 +73,9 @@ def write_report(
     made = Artifacts(*corpus, general, probes, ratio, mixture, checkpoint, evaluation, sweep, decontaminated, *measured, shards)
     placed = [(name, f"{place} {heading}", write(made)) for place, (name, heading, write) in enumerate(SECTIONS, 1)]
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in placed)
-    head = f"<header>\n<h1>{text(settings.recipe)}</h1>\n{paragraph(settings.description, kind='quiet')}</header>\n"
+    head = (
+        f"<header>\n<h1>{text(settings.recipe)}</h1>\n{paragraph(settings.description, kind='quiet')}{_about_recipe(settings)}</header>\n"
+    )
     answer = paragraph(" ".join(_answer(made)), kind="answer") + paragraph(_about_checks(made))
     navigation = f'<nav aria-label="Sections">{links}</nav>\n'
     parts = "".join(section(*part) for part in placed)
@@ -73,6 +83,15 @@ def write_report(
     (out / PAGE).write_text(html, encoding="utf-8")
     write_cards(out, settings.recipe, settings.description, made)
     return Outcome(counts={"sections": len(placed), "tables": html.count("<table"), "plots": html.count("<img")})
+
+
+def _about_recipe(settings: ReportSettings) -> Html:
+    """Return which settings the page is of, and which of them are not the recipe's."""
+    extends = f"; extends {', which extends '.join(settings.extends)}" if settings.extends else ""
+    said = paragraph(f"Recipe fingerprint {settings.fingerprint}{extends}.", kind="quiet") if settings.fingerprint else Html("")
+    rows = [{"of": label, "key": key, "value": str(value)} for label, own in settings.overrides.items() for key, value in own.items()]
+    columns = [Column("of", "Artifact"), Column("key", "Setting"), Column("value", "Value in this run")]
+    return Html(said + table(rows, columns, caption="Overridden by a run: what follows is not of the recipe as it stands"))
 
 
 def _answer(made: Artifacts) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import yaml
@@ -146,6 +147,37 @@ def _plain(value: object, at: Location, problems: list[Problem], why: str) -> Js
     if isinstance(value, list):
         return [_plain(item, (*at, number), problems, "a list is replaced as a whole") for number, item in enumerate(value)]
     return value  # type: ignore[return-value]
+
+
+def parse_value(text: str) -> Json:
+    """Return the value that `text` is in YAML.
+
+    Raises:
+        GristmillError: it is none.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise GristmillError(f"{text!r} is not YAML: {_about(error)}") from error
+
+
+def differences(first: Json, second: Json, at: Location = ()) -> Iterator[tuple[Location, Json, Json]]:
+    """Yield where two settings differ, with both values, in the order of their keys; lists of mappings are compared item by item.
+
+    A key that one of them lacks has the value None there: in settings with all defaults filled in it is a part of something that is None.
+    """
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in dict.fromkeys([*first, *second]):
+            yield from differences(first.get(key), second.get(key), (*at, key))
+    elif _of_mappings(first) and _of_mappings(second):
+        for number, pair in enumerate(zip_longest(first, second)):
+            yield from differences(*pair, (*at, number))
+    elif first != second:
+        yield at, first, second
+
+
+def _of_mappings(value: Json) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 # YAML

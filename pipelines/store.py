@@ -88,6 +88,9 @@ class Build:
     """Packages whose version is part of the identity."""
     resumable: bool = False
     """The step continues from what a killed attempt left in its directory; after a full disk, from its folder `resume` alone."""
+    overrides: Mapping[str, Json] = field(default_factory=dict)
+    """What of `settings` a run overrode, by dotted key: recorded in the artifact that it makes; no part of the identity but through
+    `settings`."""
 
     @property
     def label(self) -> str:
@@ -182,15 +185,19 @@ class Store:
             OutOfSpace: the disk is full; nothing is published and what was written is removed, but for resume points.
         """
         started = time.perf_counter()
-        try:
-            manifest, hit = self._hit(request) or self._found_or_computed(request, request.fingerprint())
-        except AuditFailed as error:
-            self._refuse(request, error)
-            raise
-        manifest = manifest.for_partition(request.partition)
-        if self.remote:
-            with self._room(request), locked(self.lock(request.asset, request.fingerprint())):
-                self.remote.publish(manifest)
+        with contextlib.ExitStack() as held:
+            if self.remote:
+                with self._room(request):
+                    held.enter_context(self.leases.taken(lambda: [request], needed))
+            try:
+                manifest, hit = self._hit(request) or self._found_or_computed(request, request.fingerprint())
+            except AuditFailed as error:
+                self._refuse(request, error)
+                raise
+            manifest = manifest.for_partition(request.partition)
+            if self.remote:
+                with self._room(request), locked(self.lock(request.asset, request.fingerprint())):
+                    self.remote.publish(manifest)
         return Built(manifest, hit=hit, seconds=time.perf_counter() - started)
 
     def _hit(self, request: Build) -> tuple[Manifest, bool] | None:
@@ -271,7 +278,7 @@ class Store:
             inputs=request.references(),
             files=files,
             outcome=outcome,
-            provenance=_provenance(started, spent, request.packages),
+            provenance=_provenance(started, spent, request.packages) | _overridden(request),
         ).at(staging)
 
     def _publish(self, manifest: Manifest, staging: Path, address: str) -> Manifest:
@@ -392,6 +399,10 @@ def needed(builds: Sequence[Build]) -> set[Address]:
 
 def _many(value: Input | tuple[Input, ...]) -> Sequence[Input]:
     return value if isinstance(value, tuple) else (value,)
+
+
+def _overridden(request: Build) -> dict[str, Json]:
+    return {"overrides": dict(request.overrides)} if request.overrides else {}
 
 
 def _provenance(started: datetime, spent: Mapping[str, float], packages: Sequence[str]) -> dict[str, Json]:

@@ -57,6 +57,7 @@ def verify(
     labels: dict[Path, str] | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    elsewhere: Callable[[str, str], bool] = lambda asset, fingerprint: False,
 ) -> Verified:
     """Re-hash every file of the artifacts in `directories`.
 
@@ -64,6 +65,7 @@ def verify(
         labels: what artifacts are called, where not by their manifests.
         threads: files hashed at once; one a core, at most `MAX_THREADS`, where absent.
         progress: told the bytes hashed so far and in all.
+        elsewhere: asked whether an input that is not beside its reader lies in object storage.
     """
     found = [_Artifact.read(directory, (labels or {}).get(directory)) for directory in directories]
     due = [(artifact, entry) for artifact in found for entry in artifact.present]
@@ -78,7 +80,7 @@ def verify(
         files=sum(len(artifact.entries) + 1 for artifact in found),
         bytes=total,
         unsealed=sum(artifact.manifest is not None and not artifact.manifest.seal for artifact in found),
-        faults=tuple(fault for artifact in found for fault in artifact.faults(hashed)),
+        faults=tuple(fault for artifact in found for fault in artifact.faults(hashed, elsewhere)),
     )
 
 
@@ -124,7 +126,7 @@ class _Artifact:
         path = self.directory / entry.path
         return path.stat().st_size if path.is_file() and not path.is_symlink() else None
 
-    def faults(self, hashed: dict[tuple[Path, str], str]) -> Iterator[Fault]:
+    def faults(self, hashed: dict[tuple[Path, str], str], elsewhere: Callable[[str, str], bool]) -> Iterator[Fault]:
         """Yield what is wrong, given the hashes of the files that are present."""
         if self.manifest is None:
             yield self._fault(MANIFEST_NAME, self.problem)
@@ -142,7 +144,9 @@ class _Artifact:
         )
         yield from (self._fault(name, "is not in the manifest") for name in sorted(set(there) - known))
         yield from (self._fault(MANIFEST_NAME, what) for what in self._changed(self.manifest))
-        yield from (self._fault(None, what) for refs in self.manifest.inputs.values() for one in refs if (what := self._lost(one)))
+        yield from (
+            self._fault(None, what) for refs in self.manifest.inputs.values() for one in refs if (what := self._lost(one, elsewhere))
+        )
 
     def _changed(self, manifest: Manifest) -> Iterator[str]:
         if manifest.seal and not seal_holds(self.content):
@@ -153,10 +157,12 @@ class _Artifact:
         if (manifest.asset, manifest.fingerprint) != (self.directory.parent.name, self.directory.name):
             yield f"is of {manifest.asset} {manifest.fingerprint}, and lies at {self.directory.parent.name}/{self.directory.name}"
 
-    def _lost(self, reference: InputReference) -> str | None:
+    def _lost(self, reference: InputReference, elsewhere: Callable[[str, str], bool]) -> str | None:
         """Return what is wrong with an input, or None."""
         directory = self.directory.parents[1] / reference.asset / reference.fingerprint
         label = f"{reference.asset}[{reference.partition}]" if reference.partition else reference.asset
+        if not (directory / MANIFEST_NAME).is_file() and elsewhere(reference.asset, reference.fingerprint):
+            return None
         if not (directory / MANIFEST_NAME).is_file():
             return f"was made from {label}, whose artifact {reference.fingerprint} is gone"
         if not reference.member:

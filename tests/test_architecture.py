@@ -93,6 +93,7 @@ LAYERS = {
             "housekeeping",
             "leases",
             "lineage",
+            "overrides",
             "pins",
             "refusals",
             "remote_store",

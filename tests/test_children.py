@@ -22,7 +22,7 @@ from pipelines.tracking import Tracker
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-STEPS = "1500"
+STEPS = "1000"
 PROJECT = """\
 name: small
 first_snapshot: "2026-01-01"

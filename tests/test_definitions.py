@@ -54,7 +54,9 @@ def test_the_graph_is_the_golden_one() -> None:
 def test_every_asset_is_described_owned_versioned_and_gated() -> None:
     for definition in defs.resolve_asset_graph().asset_nodes:
         assert definition.group_name == "gristmill"
-        assert len(definition.description or "") > 80, definition.key
+        description = definition.description or ""
+        first, _, rest = description.partition("\n\n")
+        assert len(first) > 40 and "Input:" in rest and "Cost:" in rest, f"{definition.key}: what it is, then its input and its cost"
         assert definition.owners, definition.key
         assert definition.code_version, definition.key
         assert definition.check_keys or definition.key.to_user_string() == "tokenizer", definition.key

@@ -112,9 +112,10 @@ def test_every_pod_runs_the_same_image_and_the_code_that_the_image_holds() -> No
     assert images[0] == images[1] == images[2]
     assert deployment["dagsterApiGrpcArgs"][-1] in (DEPLOY / "Dockerfile").read_text()
     homes = {item["name"]: item["value"] for item in deployment["env"]}
-    assert deployment["volumeMounts"][0]["mountPath"] == homes["GRISTMILL_HOME"] and homes["GRISTMILL_PROJECT"] in (
-        DEPLOY / "Dockerfile"
-    ).read_text()
+    assert (
+        deployment["volumeMounts"][0]["mountPath"] == homes["GRISTMILL_HOME"]
+        and homes["GRISTMILL_PROJECT"] in (DEPLOY / "Dockerfile").read_text()
+    )
 
 
 def test_the_values_fit_the_schema_of_the_chart() -> None:

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from assets_defs.cli import app
+from pipelines.housekeeping import Keeper
 from pipelines.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -220,6 +223,60 @@ def test_an_exported_checkpoint_has_its_cards_and_opens(milled: Project, tmp_pat
     assert "## Sources and licences" in (tmp_path / "model" / "data_card.md").read_text()
 
 
+def asked(milled: Project, *arguments: str) -> str:
+    """Return what `gristmill` prints of the project's store, in this process."""
+    done = CliRunner().invoke(app, list(arguments), env={"GRISTMILL_HOME": str(milled.directory / ".gristmill")}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_document_and_a_number_are_traced_both_ways(milled: Project, tmp_path: Path) -> None:
+    """From the checkpoint to its documents, from one of them to the steps that read it, from an evaluation to what it was made from."""
+    checkpoint, evaluation = (milled.store.current(asset, "tiny") for asset in ("pretrained_checkpoint", "evaluation"))
+    seen = tmp_path / "seen.parquet"
+    found = json.loads(asked(milled, "trace", "pretrained_checkpoint[tiny]", "--documents", str(seen), "--json"))
+    runs = {run["asset"]: run for run in found["documents"]}
+    for asset, run in runs.items():
+        trained = milled.store.current(asset, "tiny").counts["tokens"]
+        assert sum(row["tokens_read"] for row in run["domains"]) == trained
+        rows = pq.read_table(seen, filters=[("asset", "=", asset)]).to_pylist()
+        assert len(rows) == sum(row["documents"] for row in run["domains"]) and sum(row["tokens_read"] for row in rows) == trained
+    assert evaluation.fingerprint in {one["fingerprint"] for one in found["evaluations"]}
+
+    row = max(
+        pq.read_table(seen, filters=[("asset", "=", "pretrained_checkpoint")]).to_pylist(), key=lambda row: (row["tokens_read"], row["id"])
+    )
+    traced = json.loads(asked(milled, "trace", row["id"], "--recipe", "tiny", "--json"))
+    raw = milled.store.current("raw_corpus", traced["partition"])
+    documents = pq.read_table(raw.file("documents.parquet"))
+    assert documents["id"][traced["origin"]["row"]].as_py() == row["id"] and traced["origin"]["source_files"] == raw.settings["files"]
+    (decision,) = traced["decisions"]
+    assert decision["recipes"] == ["tiny"] and decision["verdict"] == "selected" and len(decision["stages"]) == 7
+    by = {one["asset"]: one for one in traced["checkpoints"]}
+    read = by["pretrained_checkpoint"]
+    assert read["fingerprint"] == checkpoint.fingerprint and read["tokens_read"] == row["tokens_read"]
+    assert (min(read["steps"]), max(read["steps"])) == (row["first_step"], row["last_step"])
+    assert evaluation.fingerprint in {one["fingerprint"] for one in read["evaluations"]}
+    shard = milled.store.find("tokenized_shards", read["tokens"]["artifact"])
+    offsets = pq.read_table(shard.file("documents.parquet"), filters=[("id", "=", row["id"])])["offset"]
+    assert offsets.to_pylist() == [read["tokens"]["offset"]]
+    text = asked(milled, "trace", row["id"], "--recipe", "tiny")
+    assert row["id"] in text and f"{len(read['steps']):,} of {read['steps_in_all']:,} steps read it" in text
+
+    upwards = json.loads(asked(milled, "trace", "evaluation[tiny]", "--json"))
+    ancestors = {(one["asset"], one["fingerprint"]): one for one in upwards["ancestors"]}
+    assert ancestors["pretrained_checkpoint", checkpoint.fingerprint]["code_version"] == checkpoint.code_version
+    assert ancestors["raw_corpus", raw.fingerprint]["computed"] == raw.provenance["started"]
+    assert upwards["metrics"] == evaluation.outcome.metrics and not any(one["gone"] for one in upwards["ancestors"])
+    downwards = json.loads(asked(milled, "trace", f"raw_corpus[{traced['partition']}]", "--downstream", "--json"))
+    assert {checkpoint.fingerprint, evaluation.fingerprint} <= {one["fingerprint"] for one in downwards["descendants"]}
+
+
+def test_housekeeping_has_nothing_to_do_after_a_run(milled: Project) -> None:
+    assert "; 0 things" in asked(milled, "gc")
+    assert ", 0 faults" in asked(milled, "verify", "--all").splitlines()[-1]
+
+
 def test_the_page_over_all_recipes_names_the_recipe(milled: Project) -> None:
     page = milled.store.current("recipes_report").file("recipes.html")
     assert str(page) in milled.first_output  # type: ignore[attr-defined]
@@ -251,6 +308,10 @@ def test_a_run_killed_in_the_middle_of_the_checkpoint_ends_with_the_same_bytes(m
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (copy.directory / ".gristmill" / "artifacts" / "general_checkpoint").exists()
+    keeper, deadline = Keeper(copy.directory / ".gristmill", promoted={}), time.monotonic() + 30
+    while "lease" not in (left := {item.kind for item in keeper.survey().items}) and time.monotonic() < deadline:
+        time.sleep(0.2)  # until what it had started is gone, too
+    assert "lease" in left and left & {"staging", "resume point"}
     copy.run("run", "--recipe", "tiny")
     assert {asset: copy.store.current(asset, "tiny").content_sha256 for asset in expected} == expected
 

@@ -11,10 +11,13 @@ import pytest
 from test_store import WordSettings, join_words, read_member, words
 
 from pipelines.errors import GristmillError, MissingArtifact, UnknownName
+from pipelines.housekeeping import Keeper
 from pipelines.leases import Address
 from pipelines.lineage import Lineage, by_asset
 from pipelines.manifests import MANIFEST_NAME, Manifest, Member
+from pipelines.remote_store import RemoteStore
 from pipelines.store import Build, Store
+from pipelines.verification import verify
 
 
 def joined(store: Store, *parts: Manifest, partition: str | None = None) -> Manifest:
@@ -43,7 +46,7 @@ def test_ancestors_are_named_once_the_nearest_first(store: Store) -> None:
         ("parts", "joined"),
     ]
     rows = by_asset(found)
-    assert [(row["asset"], row["artifacts"], row["gone"]) for row in rows] == [("outer", 1, 0), ("joined", 1, 0), ("words", 2, 0)]
+    assert [(row["asset"], row["artifacts"], row["not_here"]) for row in rows] == [("outer", 1, 0), ("joined", 1, 0), ("words", 2, 0)]
     assert rows[1]["fingerprint"] == inner.fingerprint and rows[2]["fingerprint"].endswith(" over 2")
     assert rows[2]["read_by"] == "outer, joined" and rows[2]["code_version"] == one.code_version
 
@@ -55,7 +58,7 @@ def test_what_is_gone_is_a_gap_and_nothing_behind_it_is_known(store: Store) -> N
     shutil.rmtree(inner.directory)
     found = Lineage(store.root).ancestors(of(outer))
     assert [(one.address.asset, one.node is None) for one in found] == [("outer", False), ("joined", True)]
-    assert by_asset(found)[1]["gone"] == 1
+    assert by_asset(found)[1]["not_here"] == 1
 
 
 def test_descendants_and_those_of_the_same_bytes(store: Store) -> None:
@@ -100,6 +103,30 @@ def test_names(store: Store, tmp_path: Path) -> None:
     shutil.copytree(manifest.directory, outside)
     with pytest.raises(GristmillError, match="is no artifact of"):
         lineage.resolve(str(outside))
+
+
+def test_of_what_lies_in_object_storage_the_manifests_are_enough(tmp_path: Path) -> None:
+    """A machine that fetched an artifact alone knows its ancestors, verifies what is here, and removes only what it can fetch again."""
+    remote = RemoteStore((tmp_path / "remote").as_uri())
+    here, there = (Store(tmp_path / name, remote) for name in ("here", "there"))
+    one, two = (there.build(words(words=(first,))).manifest for first in ("one", "two"))
+    inner = joined(there, one, two, partition="a")
+    outer = there.build(Build("outer", join_words, WordSettings(), "b", {"parts": (inner,)})).manifest
+    fetched = here.current("outer", "b")
+    assert fetched.content_sha256 == outer.content_sha256
+    lineage = Lineage(here.root, remote)
+    assert lineage.resolve("outer[b]") == of(outer) and lineage.resolve("joined[a]") == of(inner)
+    found = lineage.ancestors(of(outer))
+    assert [one.address for one in found] == [of(outer), of(inner), of(one), of(two)] and all(one.node for one in found)
+    assert [lineage.is_here(one.address) for one in found] == [True, False, False, False]
+    with pytest.raises(UnknownName):
+        lineage.resolve("..[b]")
+    directory = lineage.directory(of(outer))
+    assert [fault.what for fault in verify([directory]).faults] == [f"was made from joined[a], whose artifact {inner.fingerprint} is gone"]
+    assert not verify([directory], elsewhere=lambda *address: remote.find(*address) is not None).faults
+    gone = Keeper(here.root, promoted={}).clean()
+    assert sorted(item.kind for item in gone.going) == ["artifact", "lock"] and not any((here.root / "artifacts" / "outer").iterdir())
+    assert here.current("outer", "b").content_sha256 == outer.content_sha256
 
 
 def test_damage_is_told_with_its_remedy(store: Store) -> None:

@@ -156,5 +156,3 @@ def test_artifacts_have_the_same_fingerprints_and_bytes_whatever_maps_them(clust
     engines = (Engine(kind="serial"), Engine(kind="processes", workers=2), RAY)
     serial, processes, ray = (build_all(Store(tmp_path / engine.kind), tmp_path, engine) for engine in engines)
     assert len(serial) == 4 and serial == processes == ray
-
-

@@ -358,7 +358,8 @@ def test_a_bad_recipe_takes_no_other_away(tmp_path: Path, project: Project) -> N
     write(directory, with_values(RECIPE, evaluation={"reference": "bad"}), "judged.yaml")
     book = open_recipes_beside(directory, project)
     assert list(book) == ["good", "judged"] and book.names == ["bad", "child", "good", "judged", "lost"]
-    assert "bad" not in book and book["good"].description == "A recipe of these tests"
+    assert "bad" not in book and book.get("bad") is None and book.get("good") is book["good"]
+    assert book["good"].description == "A recipe of these tests"
     assert book.problems == [
         *book.broken["bad"],
         "lost.yaml:47: evaluation.reference: unknown recipe 'goood'; did you mean 'good'? known: bad, child, good, judged, lost",

@@ -316,6 +316,23 @@ def test_empty_manifests_make_a_page(store):
     assert "The manifests hold nothing for this section." in reader.text
 
 
+def test_the_page_says_which_recipe_it_is_of_and_what_a_run_overrode(tmp_path, store):
+    settings = ReportSettings(
+        recipe="r",
+        description="d",
+        fingerprint="0123456789ab",
+        extends=("parent", "first"),
+        overrides={"selected_subset[r]": {"selection.score": HOSTILE}},
+    )
+    write_report(settings, tmp_path, **bare(store))
+    reader = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Recipe fingerprint 0123456789ab; extends parent, which extends first." in reader.text
+    assert table_of(reader, "Artifact") == [
+        ["Artifact", "Setting", "Value in this run"],
+        ["selected_subset[r]", "selection.score", HOSTILE],
+    ]
+
+
 def test_same_manifests_same_bytes(tmp_path, store):
     inputs = full(store)
     for name in ("a", "b"):
