@@ -4,6 +4,7 @@ import base64
 
 import dagster as dg
 
+from assets_defs.columns import column_schema
 from pipelines.manifests import Json, Manifest
 from pipelines.store import Built
 
@@ -20,6 +21,8 @@ def describe(built: Built, mlflow_url: str | None) -> dict[str, dg.MetadataValue
         metadata["mlflow_run"] = dg.MetadataValue.url(mlflow_url)
     metadata["cache"] = dg.MetadataValue.text("hit" if built.hit else "computed")
     metadata |= {name.removesuffix(".png"): plot for name in manifest.outcome.plots if (plot := inline_plot(manifest, name))}
+    if schema := column_schema(manifest):
+        metadata["dagster/column_schema"] = dg.MetadataValue.table_schema(schema)
     if "documents_in" in manifest.counts:
         metadata["dagster/row_count"] = dg.MetadataValue.int(manifest.counts.get("kept", 0))
     metadata |= {key: dg.MetadataValue.int(value) for key, value in manifest.counts.items()}
