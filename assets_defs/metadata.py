@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from assets_defs.columns import column_schema
 from pipelines.leases import Address
 from pipelines.lineage import Lineage, by_asset
 from pipelines.manifests import Json, Manifest
@@ -27,6 +28,8 @@ def describe(built: Built, mlflow_url: str | None) -> dict[str, dg.MetadataValue
     metadata["cache"] = dg.MetadataValue.text("hit" if built.hit else "computed")
     metadata |= {name.removesuffix(".png"): plot for name in manifest.outcome.plots if (plot := inline_plot(manifest, name))}
     metadata |= {card.stem: dg.MetadataValue.md(card.read_text(encoding="utf-8")) for card in _cards(manifest)}
+    if schema := column_schema(manifest):
+        metadata["dagster/column_schema"] = dg.MetadataValue.table_schema(schema)
     if "documents_in" in manifest.counts:
         metadata["dagster/row_count"] = dg.MetadataValue.int(manifest.counts.get("kept", 0))
     metadata |= {key: dg.MetadataValue.int(value) for key, value in manifest.counts.items()}

@@ -10,12 +10,17 @@ import dagster as dg
 import pytest
 
 from assets_defs.automation import STAGES
+from assets_defs.columns import MAIN_TABLES, described
 from assets_defs.definitions import defs
+from assets_defs.metadata import describe
 from assets_defs.partitions import PROBE, PROBES, RECIPE, SOURCE
-from assets_defs.resources import Mill, load_recipes
+from assets_defs.resources import Mill, load_project, load_recipes
 from assets_defs.selection import scores
+from pipelines.decisions import default_thresholds
+from pipelines.documents import DOCUMENT_SCHEMA
 from pipelines.engine import Engine
 from pipelines.errors import GristmillError
+from pipelines.store import Built, Store
 
 GOLDEN = Path(__file__).parent / "golden_graph.json"
 
@@ -100,3 +105,18 @@ def test_a_selection_reads_the_scores_that_its_recipe_names_and_no_others(tmp_pa
     named = recipe.model_copy(update={"selection": recipe.selection.model_copy(update={"score": score})})
     with pytest.raises(GristmillError, match=message):
         scores(mill, named)
+
+
+def test_the_main_tables_describe_their_columns(tmp_path: Path) -> None:
+    from conftest import corpus as publish
+    from small_world import sample_texts
+
+    manifest = publish(Store(tmp_path), "wiki", sample_texts("wiki", 2, 300))
+    schema = describe(Built(manifest, hit=False, seconds=0.0), None)["dagster/column_schema"].value
+    assert [column.name for column in schema.columns] == DOCUMENT_SCHEMA.names
+    assert all(len(column.description or "") > 8 and column.type == "string" for column in schema.columns)
+    assert set(MAIN_TABLES) < {node.key.to_user_string() for node in defs.resolve_asset_graph().asset_nodes}
+    for stage in ("quality", "toxicity"):
+        for name in load_project().scored(stage):
+            assert all(described(f"{name}.{rule}") for rule in default_thresholds(name))
+    assert described("no_such_column") is None and described("no_filter.rule") is None
