@@ -161,7 +161,7 @@ class Drill:
         time.sleep(seconds)
         doing = self._doing(run)
         victims = list(self._victims(process, kind))
-        if not victims and kind in ("child", "pool"):  # the step at hand has none
+        if not victims and kind != "everything":  # also where the step at hand has no children
             kind, victims = "worker", [process]
         try:
             age = time.time() - process.create_time()
