@@ -2,8 +2,8 @@
 
     python -m benchmarks.fault_drill [--kills 30] [--quick] [--recipe tiny] [--seed 0] [--keep DIRECTORY]
 
-The undisturbed run is `gristmill run` in a project directory of its own, with the domains of the recipe alone. The other one is launched stage by stage through
-GraphQL, and SIGKILL comes at random (seeded) moments to
+The undisturbed run is `gristmill run` in a project directory of its own, with the domains of the recipe alone. The other
+one is launched stage by stage through GraphQL, and SIGKILL comes at random (seeded) moments to
 
     child       the process that trains, or measures a checkpoint
     pool        a process that maps shards for a step
@@ -161,7 +161,7 @@ class Drill:
         time.sleep(seconds)
         doing = self._doing(run)
         victims = list(self._victims(process, kind))
-        if not victims and kind in ("child", "pool"):  # the step at hand has none
+        if not victims and kind != "everything":  # also where the step at hand has no children
             kind, victims = "worker", [process]
         try:
             age = time.time() - process.create_time()
@@ -224,9 +224,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the kinds and the moments")
     parser.add_argument("--workers", type=int, default=2, help="processes per step: with one, no shards are mapped over processes")
     parser.add_argument("--keep", type=Path, help="work in this directory, which must not exist, and leave it")
-    parser.add_argument(
-        "--against", type=Path, help="the project directory of an undisturbed run, as `--keep` leaves in whole/; not run then"
-    )
+    parser.add_argument("--against", type=Path, help="the project of an undisturbed run, as `--keep` leaves in whole/")
     arguments = parser.parse_args()
     kills = arguments.kills or (QUICK_KILLS if arguments.quick else KILLS)
     with tempfile.TemporaryDirectory(prefix="gristmill-drill-") as name:

@@ -6,7 +6,6 @@ and use one thread each, so that the pool, not BLAS, spends the cores. A child t
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import os
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from multiprocessing import active_children, get_context
+from multiprocessing.util import Finalize
 from typing import Generic, Literal, TypeVar, get_args
 
 from pipelines.errors import UnknownName
@@ -109,9 +109,11 @@ def map_shards(
         raise RuntimeError(
             "a worker process was killed, most often for lack of memory; set GRISTMILL_WORKERS lower and run again"
         ) from error
-    except BaseException as error:
-        if not isolate and not isinstance(error, Exception | GeneratorExit):
-            _stop(pool)
+    except GeneratorExit:
+        raise
+    except BaseException:  # an interruption, as of a run that is cancelled: its work is not to go on
+        _pools.clear()
+        _end(pool)
         raise
     finally:
         for future in futures:
@@ -162,13 +164,13 @@ def _shared_pool(workers: int) -> ProcessPoolExecutor:
     """Return the process pool of this size, started once: imports in the children are paid once."""
     if workers not in _pools or not _is_usable(_pools[workers]):
         _pools[workers] = _new_pool(workers)
-        atexit.register(_pools[workers].shutdown, wait=False, cancel_futures=True)
+        # not atexit: a process that multiprocessing started, as a run's is, waits for its children before that
+        Finalize(_pools[workers], _end, (_pools[workers],), exitpriority=10)
     return _pools[workers]
 
 
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the processes of a pool whose run is cancelled: they would finish what they are at, and this process would wait for them."""
-    _pools.clear()
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End `pool` at once, with what it still does: nobody waits for it."""
     pool.shutdown(wait=False, cancel_futures=True)
     for child in active_children():
         child.terminate()

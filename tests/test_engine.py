@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -221,3 +223,29 @@ def test_workers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     assert Engine().num_workers == 7 and Engine(workers=2).num_workers == 2
     monkeypatch.setenv("GRISTMILL_WORKERS", "")
     assert Engine().num_workers == len(os.sched_getaffinity(0))
+
+
+def map_and_return() -> None:
+    assert [mapped.result for mapped in map_shards(square, range(4), TWO)] == [0, 1, 4, 9]
+
+
+def map_until_interrupted() -> None:
+    threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        list(map_shards(sleep_long, range(4), TWO))
+
+
+def sleep_long(number: int) -> None:
+    time.sleep(300)
+
+
+@pytest.mark.parametrize("target", [map_and_return, map_until_interrupted])
+def test_a_process_that_multiprocessing_started_ends_although_it_has_a_pool(target: Callable[[], None]) -> None:
+    """A run's process is one: it waits for its children before the pool is told to end."""
+    process = get_context("spawn").Process(target=target)
+    process.start()
+    process.join(60)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
