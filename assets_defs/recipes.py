@@ -1,5 +1,7 @@
 """What the UI shows of recipes: all of them on each asset that they partition, and each on what was made by it."""
 
+from functools import cache
+
 import dagster as dg
 
 from assets_defs.metadata import MAX_ROWS
@@ -20,6 +22,7 @@ def recipe_rows(book: RecipeBook) -> list[dict[str, str]]:
     return rows
 
 
+@cache
 def recipe_table() -> dict[str, dg.MetadataValue]:
     """Return the table of all recipes as metadata of an asset, those that cannot be used first."""
     rows = sorted(recipe_rows(load_recipes()), key=lambda row: bool(row["fingerprint"]))

@@ -151,9 +151,10 @@ def _book(paths: Sequence[Path], project: Project, known: Iterable[str] = ()) ->
     recipes: dict[str, Recipe] = {}
     broken: dict[str, Sequence[str]] = {}
     files: dict[str, SettingsFile] = {}
+    read: dict[Path, SettingsFile] = {}
     for path in paths:
         try:
-            files[path.stem] = read_recipe_file(path)
+            files[path.stem] = read_recipe_file(path, read=read)
             recipes[path.stem] = check_recipe(files[path.stem], project)
         except GristmillError as error:
             broken[path.stem] = str(error).splitlines()

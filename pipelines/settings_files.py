@@ -79,12 +79,21 @@ def read_settings_file(path: Path) -> SettingsFile:
     return _plain_file(found, problems, "this file extends none")
 
 
-def read_recipe_file(path: Path, asked: tuple[str, ...] = ()) -> SettingsFile:
+def read_recipe_file(path: Path, asked: tuple[str, ...] = (), read: dict[Path, SettingsFile] | None = None) -> SettingsFile:
     """Read a recipe's file and lay it over what it extends; `asked` are the recipes that led here.
+
+    Where `read` is given, a file that is in it is taken from there, and one that is not is put there: many recipes extend one.
 
     Raises:
         GristmillError: as `read_settings_file`, of any file of the chain; or what it extends is unknown or comes back to itself.
     """
+    read = {} if read is None else read
+    if path not in read:
+        read[path] = _extended(path, asked, read)
+    return read[path]
+
+
+def _extended(path: Path, asked: tuple[str, ...], read: dict[Path, SettingsFile]) -> SettingsFile:
     own, problems = _read(path)
     parent = own.values.pop(EXTENDS, None)
     if parent is None:
@@ -98,7 +107,7 @@ def read_recipe_file(path: Path, asked: tuple[str, ...] = ()) -> SettingsFile:
     elif parent not in known:
         problems.append(Problem((EXTENDS,), f"extends: unknown recipe {parent!r}{suggestion(parent, known)}"))
     else:
-        return _laid_over(read_recipe_file(path.with_name(f"{parent}.yaml"), chain), own, parent, problems)
+        return _laid_over(read_recipe_file(path.with_name(f"{parent}.yaml"), chain, read), own, parent, problems)
     raise GristmillError("\n".join(own.line(problem) for problem in problems))
 
 
