@@ -40,14 +40,15 @@ toxicity: {toxic_words: {}}
 domains: {code: {}, techdoc: {}, wiki: {}}
 """
 RUN = """
-import os, sys
+import sys
 import dagster as dg
 from assets_defs.definitions import defs
-from assets_defs.driver import PID_TAG, QUIET, reap
+from assets_defs.driver import QUIET
+from assets_defs.reaping import process_tag, reap
 with dg.DagsterInstance.get() as instance:
     reap(instance)
     result = defs.resolve_job_def("ingest").execute_in_process(
-        instance=instance, partition_key=sys.argv[1], tags={PID_TAG: str(os.getpid())}, run_config=QUIET,
+        instance=instance, partition_key=sys.argv[1], tags=process_tag(), run_config=QUIET,
         asset_selection=[dg.AssetKey("raw_corpus")], raise_on_error=False)
 sys.exit(0 if result.success else 1)
 """
