@@ -12,7 +12,7 @@ from rich.table import Table
 
 from assets_defs.automation import STAGES
 from assets_defs.partitions import PROBES, SOURCE
-from assets_defs.reaping import process_tag, reap
+from assets_defs.reaping import reap
 from assets_defs.resources import Mill, MillResource, load_project, load_recipes, root_directory
 from pipelines.documents import split_partition
 from pipelines.errors import GristmillError, UnknownName
@@ -94,9 +94,9 @@ def _run_stage(defs: dg.Definitions, instance: dg.DagsterInstance, stage: str, n
     }[stage]
     started = time.monotonic()
     print(f"{stage}{f' [{first}]' if first == last and first else ''}", file=sys.stderr, flush=True)
-    tags = process_tag()
+    tags = {}
     if first != last:
-        tags |= dict(zip(RANGE_TAGS, (first, last), strict=True))
+        tags = dict(zip(RANGE_TAGS, (first, last), strict=True))
     job = defs.resolve_job_def(stage)
     result = job.execute_in_process(
         instance=instance, partition_key=first if first == last else None, tags=tags, run_config=QUIET, raise_on_error=False
