@@ -13,7 +13,7 @@ from rich.table import Table
 from assets_defs.automation import OVER_ALL, STAGES
 from assets_defs.overrides import check_overrides
 from assets_defs.partitions import PROBES, SOURCE
-from assets_defs.reaping import process_tag, reap
+from assets_defs.reaping import reap
 from assets_defs.resources import Mill, MillResource, load_project, load_recipes, root_directory
 from pipelines.documents import split_partition
 from pipelines.errors import GristmillError
@@ -110,9 +110,9 @@ def _run_stage(
     }[stage]
     started = time.monotonic()
     print(f"{stage}{f' [{first}]' if first == last and first else ''}", file=sys.stderr, flush=True)
-    tags = process_tag()
+    tags = {}
     if first != last:
-        tags |= dict(zip(RANGE_TAGS, (first, last), strict=True))
+        tags = dict(zip(RANGE_TAGS, (first, last), strict=True))
     job = defs.resolve_job_def(stage)
     chosen = {asset: {"config": {"overrides": dict(overrides[asset])}} for asset in dict(STAGES)[stage] if overrides and asset in overrides}
     result = job.execute_in_process(

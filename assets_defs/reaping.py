@@ -14,21 +14,20 @@ import psutil
 from dagster import AssetExecutionContext
 
 PROCESS_TAG = "gristmill/process"
-"""Of a run: machine, number and start of the process that runs it."""
+"""Of a run: its id, and machine, number and start of the process that runs it. A retry has the tags of the run before it."""
 UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
 GONE = "the process that ran it is gone"
 
 
-def process_tag() -> dict[str, str]:
-    """Return the tag of a run that this process runs."""
-    return {PROCESS_TAG: f"{socket.gethostname()} {os.getpid()} {_start_of(os.getpid())}"}
+def process_tag(run_id: str) -> dict[str, str]:
+    """Return the tag of run `run_id`, which this process runs."""
+    return {PROCESS_TAG: f"{run_id} {socket.gethostname()} {os.getpid()} {_start_of(os.getpid())}"}
 
 
 def tag_run(context: AssetExecutionContext) -> None:
     """Note in the run of `context` that this process runs it, once."""
-    tag = process_tag()
-    if context.run.tags.get(PROCESS_TAG) != tag[PROCESS_TAG] and context.run.run_id not in _tagged:
-        context.instance.add_run_tags(context.run.run_id, tag)
+    if context.run.run_id not in _tagged:
+        context.instance.add_run_tags(context.run.run_id, process_tag(context.run.run_id))
         _tagged.add(context.run.run_id)
 
 
@@ -70,8 +69,8 @@ def _free_slots(instance: dg.DagsterInstance) -> list[str]:
 def _is_lost(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Return whether the run's process was one of this machine and is gone."""
     one_machine = "sqlite" in type(instance.run_storage).__name__.lower()
-    if PROCESS_TAG in run.tags:
-        host, pid, start = run.tags[PROCESS_TAG].split(" ")
+    run_id, host, pid, start = run.tags.get(PROCESS_TAG, "- - - -").split(" ")
+    if run_id == run.run_id:
         return (one_machine or host == socket.gethostname()) and _start_of(int(pid)) != start
     if not one_machine:
         return False

@@ -40,27 +40,42 @@ def nothing() -> None:
     """A job without steps."""
 
 
-def started(instance: DagsterInstance, status: DagsterRunStatus, **tags: str) -> str:
-    """Return the id of a run that is recorded as under way."""
-    return instance.create_run_for_job(nothing, status=status, tags={k.replace("__", "/"): v for k, v in tags.items()}).run_id
+def started(instance: DagsterInstance, status: DagsterRunStatus, process: str | None = None) -> str:
+    """Return the id of a run that is recorded as under way, in `process`."""
+    run_id = instance.create_run_for_job(nothing, status=status).run_id
+    if process:
+        instance.add_run_tags(run_id, {PROCESS_TAG: f"{run_id} {socket.gethostname()} {process}"})
+    return run_id
+
+
+def living() -> str:
+    """Return this process as the tag says it."""
+    return " ".join(process_tag("run")[PROCESS_TAG].split(" ")[2:])
 
 
 @pytest.mark.parametrize(("status", "then"), [(STARTED, "FAILURE"), (STARTING, "FAILURE"), (CANCELING, "CANCELED")])
 def test_a_run_whose_process_is_gone_is_ended(instance: DagsterInstance, status: DagsterRunStatus, then: str) -> None:
-    run = started(instance, status, gristmill__process=f"{socket.gethostname()} {ended_process()} 1")
+    run = started(instance, status, f"{ended_process()} 1")
     assert reap(instance) == [f"run {run} was lost"]
     assert instance.get_run_by_id(run).status.value == then
     assert reap(instance) == []
 
 
 def test_a_run_whose_process_lives_goes_on(instance: DagsterInstance) -> None:
-    run = started(instance, STARTED, gristmill__process=process_tag()[PROCESS_TAG])
+    run = started(instance, STARTED, living())
     assert reap(instance) == [] and instance.get_run_by_id(run).status == STARTED
 
 
 def test_the_number_of_a_process_may_have_been_given_again(instance: DagsterInstance) -> None:
-    run = started(instance, STARTED, gristmill__process=f"{socket.gethostname()} {os.getpid()} 1")
+    run = started(instance, STARTED, f"{os.getpid()} 1")
     assert reap(instance) == [f"run {run} was lost"]
+
+
+def test_a_retry_has_the_tags_of_the_lost_run_and_is_not_lost(instance: DagsterInstance) -> None:
+    lost = started(instance, STARTED, f"{ended_process()} 1")
+    retry = instance.create_run_for_job(nothing, status=STARTED, tags=dict(instance.get_run_by_id(lost).tags)).run_id
+    assert reap(instance) == [f"run {lost} was lost"]
+    assert instance.get_run_by_id(retry).status == STARTED
 
 
 def test_a_run_that_has_not_begun_a_step_is_known_by_what_dagster_says(instance: DagsterInstance) -> None:
@@ -79,8 +94,8 @@ def test_a_run_that_has_not_begun_a_step_is_known_by_what_dagster_says(instance:
 def test_what_a_lost_run_holds_in_a_pool_is_free_again(instance: DagsterInstance) -> None:
     storage = instance.event_log_storage
     storage.set_concurrency_slots("accelerator", 1)
-    lost = started(instance, STARTED, gristmill__process=f"{socket.gethostname()} {ended_process()} 1")
-    waiting = started(instance, STARTED, gristmill__process=process_tag()[PROCESS_TAG])
+    lost = started(instance, STARTED, f"{ended_process()} 1")
+    waiting = started(instance, STARTED, living())
     assert storage.claim_concurrency_slot("accelerator", lost, "train").is_claimed
     assert not storage.claim_concurrency_slot("accelerator", waiting, "train").is_claimed
     assert reap(instance) == [f"run {lost} was lost", f"run {lost} left its place in a pool"]
