@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ import psutil
 from dagster import AssetExecutionContext
 
 from assets_defs.child import COMPUTING, PARENT, ChildEnded, decoded, encoded, stream_seconds
+from assets_defs.ray_jobs import RayJob, is_chosen
 from pipelines.engine import SHORT_SPIN, Mapped
 from pipelines.interruption import grace_seconds
 from pipelines.store import RESUME, Build, Built, Store
@@ -45,7 +46,7 @@ class Child:
 
     build: Build
     session: dg.PipesSession
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | RayJob
     closing: contextlib.ExitStack
     live: LiveRun
     staging: Path
@@ -183,11 +184,14 @@ def _start(context: AssetExecutionContext, store: Store, build: Build, live: Liv
         environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        process = subprocess.Popen(
-            [sys.executable, "-m", "assets_defs.child"], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        process = RayJob(environment) if is_chosen() else _local(environment)
         staging = store.staging(build.asset, build.fingerprint())
         return Child(build, session, process, opened.pop_all(), live, staging, newest_point(staging), gpu)
+
+
+def _local(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "assets_defs.child"]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def newest_point(staging: Path) -> str:
