@@ -62,6 +62,7 @@ class Kill:
     """A process that was killed, and what came of it."""
 
     stage: str
+    run: str
     kind: str
     seconds: float
     """From the beginning of the run's process."""
@@ -135,7 +136,7 @@ class Drill:
                 self._note("executed again by hand")
                 run = self.server.reexecute(run)
             elif status == "STARTED" and (process := self._process(run)):
-                self._note("run retried by the daemon" if "dagster/parent_run_id" in runs[run]["tags"] else "step retried in its run")
+                self._note("step retried in its run" if self.kills and self.kills[-1].run == run else "run retried by the daemon")
                 return run, process
             time.sleep(0.3)
         raise RuntimeError(f"run {run} does not go on: {self.server.runs()[run]}\n{self.server.tail()}")
@@ -170,7 +171,7 @@ class Drill:
                 victim.kill()
         except psutil.NoSuchProcess:
             return 0
-        kill = Kill(stage, kind, age, doing, after=time.monotonic())
+        kill = Kill(stage, run, kind, age, doing, after=time.monotonic())
         self.kills.append(kill)
         print(f"kill {len(self.kills)}: {kind} of {stage} after {age:.1f} s, in {doing or 'no step'}", file=sys.stderr, flush=True)
         if kind == "everything":
