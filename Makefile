@@ -36,7 +36,7 @@ run: $(STAMP)
 	$(BIN)/gristmill run --recipe $(RECIPE)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
