@@ -62,7 +62,7 @@ class Tracker:
 
     def url(self, run_id: str) -> str:
         """Return where the MLflow UI shows the run."""
-        return f"{self._ui}/#/experiments/{self.experiment_id}/runs/{run_id}?workflowType=machine_learning"
+        return f"{self._ui}/#/experiments/{self._known_experiment()}/runs/{run_id}?workflowType=machine_learning"
 
     def recorded(self, manifest: Manifest) -> str | None:
         """Return the id of the run that holds `manifest`, or None where none was finished on this tracking server."""
@@ -157,9 +157,22 @@ class Tracker:
         found = self._client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run_id}'")
         return found[0].model_id if found else None
 
+    def _known_experiment(self) -> str:
+        """Return the experiment's id, as it was found once: importing MLflow takes seconds, and where all is a hit nothing else needs it."""
+        found = self._records / f"{self._experiment}.experiment"
+        if not found.exists():
+            found.parent.mkdir(parents=True, exist_ok=True)
+            beside = found.with_suffix(f".{os.getpid()}")
+            beside.write_text(self.experiment_id)
+            beside.rename(found)
+        return found.read_text()
+
+    @property
+    def _records(self) -> Path:
+        return self._home / "tracked" / hashlib.sha256(self._uri.encode()).hexdigest()[:12]
+
     def _record(self, manifest: Manifest) -> Path:
-        server = hashlib.sha256(self._uri.encode()).hexdigest()[:12]
-        return self._home / "tracked" / server / manifest.asset / manifest.fingerprint
+        return self._records / manifest.asset / manifest.fingerprint
 
     @cached_property
     def experiment_id(self) -> str:
