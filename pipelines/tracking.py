@@ -158,7 +158,7 @@ class Tracker:
         return found[0].model_id if found else None
 
     def _known_experiment(self) -> str:
-        """Return the experiment's id, as it was found once: importing MLflow takes seconds, and where all is a hit nothing else needs it."""
+        """Return the experiment's id, as it was found once: MLflow takes seconds to import, and hits need nothing else of it."""
         found = self._records / f"{self._experiment}.experiment"
         if not found.exists():
             found.parent.mkdir(parents=True, exist_ok=True)
