@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,13 +23,13 @@ from pipelines.growing_records import GrowingRecords
 from pipelines.manifests import Json, Manifest
 from pipelines.progress import warn
 from pipelines.tracking_database import database_lock, with_driver
+from pipelines.tracking_values import allowed, flattened, milliseconds
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
 PARENT_TAG = "mlflow.parentRunId"
-MAX_PARAMETER_CHARACTERS = 500
 METRICS_PER_BATCH = 1000
 PAGES = (".html", ".md")
 """Endings of the files that MLflow shows as they are."""
@@ -76,7 +75,7 @@ class Tracker:
 
     def url(self, run_id: str) -> str:
         """Return where the MLflow UI shows the run."""
-        return f"{self._ui}/#/experiments/{self.experiment_id}/runs/{run_id}?workflowType=machine_learning"
+        return f"{self._ui}/#/experiments/{self._known_experiment()}/runs/{run_id}?workflowType=machine_learning"
 
     def recorded(self, manifest: Manifest) -> str | None:
         """Return the id of the run that holds `manifest`, or None where none was finished on this tracking server."""
@@ -85,13 +84,13 @@ class Tracker:
 
     def start(self, manifest: Manifest, *, parent: str, tags: RunTags) -> str:
         """Return the id of a run for `manifest` under the run named `parent`: the one that showed it live, or a new one."""
-        return self._shown(tags) or self._create(tags, parent, _milliseconds(manifest.provenance.get("started")))
+        return self._shown(tags) or self._create(tags, parent, milliseconds(manifest.provenance.get("started")))
 
     def show(self, tags: RunTags, *, parent: str) -> str:
         """Return the id of the run of an artifact that is being computed: that of an attempt before this one, or a new one."""
         run_id = self._shown(tags)
         if run_id is None:
-            run_id = self._create(tags, parent, _milliseconds(None))
+            run_id = self._create(tags, parent, milliseconds(None))
             self._note(tags).parent.mkdir(parents=True, exist_ok=True)
             self._note(tags).write_text(run_id)
             return run_id
@@ -134,12 +133,12 @@ class Tracker:
         """Write everything that `manifest` says into run `run_id` and close it; return the id."""
         from mlflow.entities import Metric, Param, RunStatus, RunTag
 
-        started = _milliseconds(manifest.provenance.get("started"))
+        started = milliseconds(manifest.provenance.get("started"))
         seconds = float(manifest.provenance.get("seconds") or 0.0)
         values = {**manifest.outcome.metrics, **{k: float(v) for k, v in manifest.counts.items()}, "seconds": seconds}
         values["peak_memory_bytes"] = float(manifest.provenance.get("peak_memory_bytes") or 0)
-        metrics = [Metric(_key(key), value, started, 0) for key, value in values.items()]
-        params = [Param(_key(k), v) for k, v in _flat(manifest.settings).items()][:100]
+        metrics = [Metric(allowed(key), value, started, 0) for key, value in values.items()]
+        params = [Param(allowed(k), v) for k, v in flattened(manifest.settings).items()][:100]
         self._client.log_batch(run_id, metrics, params, [RunTag("gristmill.path", str(manifest.directory))])
         curves = [*recorded_curves(manifest.directory, started), *_selection_curves(manifest, started)]
         held = {key: self.held(run_id, key) for key in {metric.key for metric in curves}} if self._note(manifest).exists() else {}
@@ -239,9 +238,22 @@ class Tracker:
         found = self._client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run_id}'")
         return found[0].model_id if found else None
 
+    def _known_experiment(self) -> str:
+        """Return the experiment's id, as it was found once: MLflow takes seconds to import, and hits need nothing else of it."""
+        found = self._records / f"{self._experiment}.experiment"
+        if not found.exists():
+            found.parent.mkdir(parents=True, exist_ok=True)
+            beside = found.with_suffix(f".{os.getpid()}")
+            beside.write_text(self.experiment_id)
+            beside.rename(found)
+        return found.read_text()
+
+    @property
+    def _records(self) -> Path:
+        return self._home / "tracked" / hashlib.sha256(self._uri.encode()).hexdigest()[:12]
+
     def _record(self, artifact: Manifest | RunTags) -> Path:
-        server = hashlib.sha256(self._uri.encode()).hexdigest()[:12]
-        return self._home / "tracked" / server / artifact.asset / artifact.fingerprint
+        return self._records / artifact.asset / artifact.fingerprint
 
     @cached_property
     def experiment_id(self) -> str:
@@ -334,12 +346,6 @@ def _pages(search: Callable[..., Any]) -> Iterator[Any]:
             return
 
 
-def _milliseconds(started: Json) -> int:
-    from datetime import datetime
-
-    return int((datetime.fromisoformat(str(started)).timestamp() if started else time.time()) * 1000)
-
-
 def recorded_curves(directory: Path, timestamp: int) -> Iterator[Metric]:
     """Yield what the training run in `directory` recorded, over tokens: losses, in all, by domain and on documents set aside."""
     for name in CURVES:
@@ -354,7 +360,7 @@ def _metrics_of(file: str, record: Mapping[str, Json], timestamp: int) -> Iterat
     values = {key: record[key] for key in ("loss", "learning_rate", "gradient_norm") if key in record}
     values |= {f"loss/{domain}": loss for domain, loss in record.get("domains", {}).items()}
     for key, value in values.items():
-        yield Metric(_key(f"{CURVES[file]}_{key}"), value, timestamp, record["tokens"])
+        yield Metric(allowed(f"{CURVES[file]}_{key}"), value, timestamp, record["tokens"])
 
 
 def _selection_curves(manifest: Manifest, timestamp: int) -> Iterator[Metric]:
@@ -364,7 +370,7 @@ def _selection_curves(manifest: Manifest, timestamp: int) -> Iterator[Metric]:
     for row in manifest.outcome.tables.get("rounds", ()):
         for key in sorted(set(row) - {"round", "domain", "tokens"}):
             if isinstance(row[key], int | float):
-                yield Metric(_key(f"selection_{key}/{row['domain']}"), row[key], timestamp, row["tokens"])
+                yield Metric(allowed(f"selection_{key}/{row['domain']}"), row[key], timestamp, row["tokens"])
 
 
 class LiveRun:
@@ -416,7 +422,7 @@ class LiveRun:
         records, position = file.unread()
         fresh = [record for record in records if record["tokens"] > self._tokens[name]]
         if fresh:
-            now = _milliseconds(None)
+            now = milliseconds(None)
             self._tracker.log(str(self._run_id), [metric for record in fresh for metric in _metrics_of(name, record, now)])
             self._tokens[name] = fresh[-1]["tokens"]
         file.position = position
@@ -425,19 +431,3 @@ class LiveRun:
         if not self._warned:
             warn(f"MLflow does not show {self._tags.asset} {self._tags.partition or ''} while it is computed: {error}")
         self._warned = True
-
-
-def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{name}.")
-        else:
-            flat[name] = json.dumps(value)[:MAX_PARAMETER_CHARACTERS]
-    return flat
-
-
-def _key(name: str) -> str:
-    """Return `name` with the characters that MLflow allows in a key."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)[:250]
