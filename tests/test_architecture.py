@@ -100,6 +100,7 @@ LAYERS = {
             "store",
             "tracking",
             "tracking_database",
+            "tracking_values",
             "verification",
         ),
     ),
