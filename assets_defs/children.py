@@ -27,6 +27,7 @@ from dagster import AssetExecutionContext
 from assets_defs.child import COMPUTING, PARENT, ChildEnded, decoded, encoded, stream_seconds
 from assets_defs.ray_jobs import RayJob, is_chosen
 from pipelines.engine import SHORT_SPIN, Mapped
+from pipelines.housekeeping import CHILD_MESSAGES
 from pipelines.interruption import grace_seconds
 from pipelines.store import RESUME, Build, Built, Store
 from pipelines.tracking import LiveRun
@@ -36,8 +37,6 @@ warnings.filterwarnings("ignore", message=".*expected_writer_count.* is currentl
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_AFTER_GRACE = 5.0
 GPUS = Path("/proc/driver/nvidia/gpus")
-FOLDER = "children"
-"""Where in the store processes leave each other messages."""
 
 
 @dataclass
@@ -202,7 +201,7 @@ def newest_point(staging: Path) -> str:
 @contextlib.contextmanager
 def _place(store: Store, build: Build) -> Iterator[Path]:
     """Yield a directory that this user alone may enter, named by what is built and by this process."""
-    place = store.root / FOLDER / f"{build.asset}-{build.fingerprint()}.{os.getpid()}"
+    place = store.root / CHILD_MESSAGES / f"{build.asset}-{build.fingerprint()}.{os.getpid()}"
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700)
@@ -214,7 +213,7 @@ def _place(store: Store, build: Build) -> Iterator[Path]:
 
 def sweep(store: Store) -> None:
     """Remove what processes that were killed have left of their messages."""
-    for place in (store.root / FOLDER).glob("*"):
+    for place in (store.root / CHILD_MESSAGES).glob("*"):
         if not psutil.pid_exists(int(place.suffix.removeprefix("."))):
             shutil.rmtree(place, ignore_errors=True)
 

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from pipelines.errors import GristmillError
 from pipelines.leases import Address, Leases, is_free
 from pipelines.lineage import CHECKPOINTS, Lineage
@@ -32,11 +34,15 @@ from pipelines.manifests import MANIFEST_NAME
 from pipelines.pins import pinned
 from pipelines.store import RESUME
 
-Kind = Literal["artifact", "half-removed artifact", "staging", "resume point", "rejected", "lock", "lease", "temporary file", "trash"]
+Kind = Literal[
+    "artifact", "half-removed artifact", "staging", "resume point", "rejected", "lock", "lease", "temporary file", "messages", "trash"
+]
 TRASH = "trash"
 SECONDS_PER_DAY = 86_400.0
 DAYS_KEPT = 7.0
 """Resume points and failed attempts are worth something for a while: hours of training, and the reason of a failure."""
+CHILD_MESSAGES = "children"
+"""Where steps and their child processes leave each other messages, in a folder that ends in the number of the step's process."""
 WORTH_A_WHILE = ("resume point", "rejected")
 _NAMED = re.compile(r"(?P<asset>.+)-(?P<fingerprint>[0-9a-f]{32})(\.(fetch|[0-9a-f]{8}))?")
 """Of locks and of what is being written; with an ending where an artifact is fetched from object storage."""
@@ -195,6 +201,9 @@ class Keeper:
         for folder in ("current/*", "refused/*", "pins"):
             for path in sorted(self.root.glob(f"{folder}/*.tmp")):
                 yield _item("temporary file", path, path.relative_to(self.root).as_posix())
+        for path in sorted(self.root.glob(f"{CHILD_MESSAGES}/*")):
+            if not psutil.pid_exists(int(path.suffix.removeprefix("."))):
+                yield _item("messages", path, path.name)
 
     def _locks(self) -> list[tuple[Path, Address]]:
         """Return the locks of artifacts; others, such as the gate, are no concern of this."""

@@ -8,6 +8,8 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from assets_defs.cli import app
 from pipelines.errors import GristmillError
-from pipelines.housekeeping import Keeper, Survey
+from pipelines.housekeeping import CHILD_MESSAGES, Keeper, Survey
 from pipelines.leases import Address, is_free
 from pipelines.lineage import Lineage
 from pipelines.manifests import MANIFEST_NAME, Manifest, Outcome
@@ -325,3 +327,13 @@ def test_the_commands(store: Store) -> None:
     assert "removed" in done.stdout and len(published(store)) == 2
     assert command(store.root, "pin", "--remove").exit_code == 2
     assert isinstance(command(store.root, "pin", "joined[b]").exception, GristmillError)
+
+
+def test_messages_of_processes_that_are_gone_are_found_and_those_of_living_ones_stay(store: Store) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True, text=True)
+    for pid in (ended.stdout.strip(), str(os.getpid())):
+        (store.root / CHILD_MESSAGES / f"general_checkpoint-abc.{pid}").mkdir(parents=True)
+    (item,) = [item for item in keeper(store).survey().going if item.kind == "messages"]
+    assert item.path.suffix == f".{ended.stdout.strip()}"
+    keeper(store).clean()
+    assert [path.suffix for path in (store.root / CHILD_MESSAGES).iterdir()] == [f".{os.getpid()}"]
