@@ -28,6 +28,7 @@ import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.engine import die_with_parent
 from pipelines.manifests import read_manifest
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,8 @@ def drive(recipe: str, stages: Sequence[str], environment: dict[str, str]) -> fl
     """Run the stages as `gristmill run` does; return the seconds of the whole process."""
     started = time.monotonic()
     command = [sys.executable, "-c", DRIVE, recipe, ",".join(stages)]
-    subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    silent = subprocess.DEVNULL
+    subprocess.run(command, cwd=ROOT, env=environment, stdout=silent, stderr=silent, check=True, preexec_fn=die_with_parent)
     return time.monotonic() - started
 
 
