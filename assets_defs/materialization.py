@@ -83,7 +83,8 @@ def mill_asset(
         modules = [one.__module__ for one in (step, other_step) if one]
         version = code_version((*modules, *choices, *plugins), packages)
         name = request.__name__
-        REQUESTS[name] = request
+        if request.__module__.startswith("assets_defs."):  # another code location may have an asset of the same name
+            REQUESTS[name] = request
         by_recipe = isinstance(partitions, dg.StaticPartitionsDefinition)
 
         @dg.asset(

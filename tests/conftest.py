@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from pipelines.store import Build, Store
 
 if TYPE_CHECKING:
     from small_world import World
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background has it ignored, and its children would too
 
 
 class CorpusSettings(Settings):

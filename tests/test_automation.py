@@ -140,4 +140,4 @@ def test_a_corpus_has_to_be_fresh_after_the_schedule_and_nothing_starts_by_itsel
     repository = defs.get_repository_def()
     assert repository.asset_graph.get(dg.AssetKey("raw_corpus")).freshness_policy == MONTHLY
     assert repository.get_schedule_def("monthly_snapshot").cron_schedule == "0 3 2 * *", "33 hours before the deadline"
-    assert [sensor.name for sensor in repository.sensor_defs if sensor.default_status.value == "RUNNING"] == []
+    assert [sensor.name for sensor in repository.sensor_defs if sensor.default_status.value == "RUNNING"] == ["lost_runs"]

@@ -23,17 +23,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 STEPS = "1000"
-PROJECT = """\
-name: small
-first_snapshot: "2026-01-01"
-snapshots: ["2026-01-01"]
-fit_on: ["2026-01-01"]
-source: jsonl
-source_settings: {paths: ["texts.jsonl"]}
-quality: {gopher_quality: {}}
-toxicity: {toxic_words: {}}
-domains: {wiki: {}}
-"""
 
 
 class Trainings(DagsterServer):
@@ -43,7 +32,8 @@ class Trainings(DagsterServer):
         directory.mkdir()
         shutil.copy(ROOT / "dagster.yaml", directory)
         (directory / "recipes").mkdir()
-        (directory / "project.yaml").write_text(PROJECT)
+        shutil.copy(ROOT / "recipes" / "tiny.yaml", directory / "recipes")
+        (directory / "project.yaml").write_text((ROOT / "project.yaml").read_text().replace("name: gristmill", "name: small", 1))
         variables = {"TRAINING_STEPS": STEPS, "GRISTMILL_STREAM_SECONDS": "0.5", "OMP_NUM_THREADS": "1"}
         super().__init__(directory, module="training_location", path=(ROOT / "tests",), **variables)
         self.store = Store(directory / ".gristmill")

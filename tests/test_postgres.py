@@ -44,11 +44,11 @@ import sys
 import dagster as dg
 from assets_defs.definitions import defs
 from assets_defs.driver import QUIET
-from assets_defs.reaping import process_tag, reap
+from assets_defs.reaping import reap
 with dg.DagsterInstance.get() as instance:
     reap(instance)
     result = defs.resolve_job_def("ingest").execute_in_process(
-        instance=instance, partition_key=sys.argv[1], tags=process_tag(), run_config=QUIET,
+        instance=instance, partition_key=sys.argv[1], run_config=QUIET,
         asset_selection=[dg.AssetKey("raw_corpus")], raise_on_error=False)
 sys.exit(0 if result.success else 1)
 """
