@@ -74,13 +74,14 @@ class PairedChange:
 def paired_change(losses: PairedLosses, *, draws: int, seed: int) -> PairedChange:
     """Return the losses before and after and their difference, with intervals over `draws` draws of documents.
 
-    Where every stratum is one document there is nothing to draw: the interval is the difference itself and the p-value 1.
+    Where every stratum is one document there is nothing to draw: the interval is the difference itself and the p-value 1. One document
+    that outweighs all others counts as one degree of freedom, whose interval is wide; with less it would have no bounds.
     """
     nats = losses.after - losses.before
     tokens, size = losses.tokens.sum(), losses.bytes.sum() * math.log(2)
     drawn = np.concatenate(list(_drawn_sums(np.stack([nats, losses.tokens, losses.bytes]), losses.strata, draws, seed)), axis=1)
     spare = _spare(losses.tokens, len(np.unique(losses.strata)))
-    freedom = spare * tokens**2 / (losses.tokens**2).sum()  # of Kish's effective number of documents
+    freedom = max(1.0, spare * tokens**2 / (losses.tokens**2).sum()) if spare else 0.0  # of Kish's effective number of documents
     loss = _interval(float(nats.sum() / tokens), drawn[0] / drawn[1], spare, freedom)
     return PairedChange(
         loss_before=float(losses.before.sum() / tokens),

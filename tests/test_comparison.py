@@ -69,6 +69,15 @@ def test_a_document_alone_in_its_stratum_says_nothing_of_chance() -> None:
     assert found.loss.low == pytest.approx(found.loss.high) and found.p_value == 1.0
 
 
+def test_one_document_that_outweighs_the_others_leaves_a_wide_interval_with_bounds() -> None:
+    weights, change = np.array([10_000.0, 20.0, 30.0]), np.array([-0.1, 0.4, -0.3])
+    pair = PairedLosses(weights, 4 * weights, 4 * weights, (4 + change) * weights, np.zeros(3, dtype=int))
+    found = paired_change(pair, draws=500, seed=0)
+    assert found.loss.low < found.loss.change < found.loss.high
+    assert -1000 < found.loss.low and found.loss.high < 1000, "with the freedom that was computed, 0.00006, it was 10^50"
+    assert found.p_value > 0.05
+
+
 def test_holm_by_hand() -> None:
     """Sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.04, and no later one may be smaller."""
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
