@@ -127,9 +127,14 @@ class DagsterServer:
         metadata = {"tags": [{"key": key, "value": value} for key, value in given.items()]}
         return self._launched(self.ask(LAUNCH, p={"selector": selector, "mode": "default", "executionMetadata": metadata}))
 
-    def reexecute(self, run: str) -> str:
-        """Run what `run` did not finish again; return the new run's id."""
-        return self._launched(self.ask(REEXECUTE, p={"parentRunId": run, "strategy": "FROM_FAILURE"}))
+    def reexecute(self, run: str) -> str | None:
+        """Run what `run` did not finish again; return the new run's id, None where it had finished every step when it was killed."""
+        try:
+            return self._launched(self.ask(REEXECUTE, p={"parentRunId": run, "strategy": "FROM_FAILURE"}))
+        except RuntimeError as error:
+            if "No steps needed to be retried" in str(error):
+                return None
+            raise
 
     @staticmethod
     def _launched(answer: Mapping[str, Any]) -> str:

@@ -135,9 +135,12 @@ class Drill:
             if status == "SUCCESS":
                 return run, None
             if status in OVER and runs[run]["tags"].get("dagster/will_retry", "false" if status != "FAILURE" else None) == "false":
+                again = self.server.reexecute(run)
+                self._note("executed again by hand" if again else "every step was done")
+                if again is None:
+                    return run, None
                 self.by_hand += 1
-                self._note("executed again by hand")
-                run = self.server.reexecute(run)
+                run = again
             elif status == "STARTED" and (process := self._process(run)):
                 self._note("step retried in its run" if self.kills and self.kills[-1].run == run else "run retried by the daemon")
                 return run, process
