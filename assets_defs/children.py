@@ -25,6 +25,7 @@ import psutil
 from dagster import AssetExecutionContext
 
 from assets_defs.child import COMPUTING, PARENT, ChildEnded, decoded, encoded, stream_seconds
+from assets_defs.fork_server import Forked, forked_child, is_of_use, prepare_server
 from assets_defs.ray_jobs import RayJob, is_chosen
 from pipelines.engine import SHORT_SPIN, Mapped
 from pipelines.housekeeping import CHILD_MESSAGES
@@ -45,7 +46,7 @@ class Child:
 
     build: Build
     session: dg.PipesSession
-    process: subprocess.Popen[bytes] | RayJob
+    process: subprocess.Popen[bytes] | Forked | RayJob
     closing: contextlib.ExitStack
     live: LiveRun
     staging: Path
@@ -179,18 +180,33 @@ def _start(context: AssetExecutionContext, store: Store, build: Build, live: Liv
                 extras={"request": encoded((store, build))},
             )
         )
-        environment = {**SHORT_SPIN, **os.environ, **session.get_bootstrap_env_vars(), PARENT: str(os.getpid())}
-        environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        environment = {**_environment(), **session.get_bootstrap_env_vars()}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        process = RayJob(environment) if is_chosen() else _local(environment)
+        process = _process(environment)
         staging = store.staging(build.asset, build.fingerprint())
         return Child(build, session, process, opened.pop_all(), live, staging, newest_point(staging), gpu)
 
 
-def _local(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def prepare() -> None:
+    """Begin to import, in a process of its own, what the children to come import."""
+    if is_of_use() and not is_chosen():
+        prepare_server(_environment())
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a child, but for what is its own."""
+    return {**SHORT_SPIN, **os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+
+
+def _process(environment: Mapping[str, str]) -> subprocess.Popen[bytes] | Forked | RayJob:
+    if is_chosen():
+        return RayJob(environment)
+    if is_of_use():
+        return forked_child(environment)
     command = [sys.executable, "-m", "assets_defs.child"]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    own = {**environment, PARENT: str(os.getpid())}
+    return subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def newest_point(staging: Path) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from assets_defs.automation import OVER_ALL, STAGES
+from assets_defs.children import prepare
 from assets_defs.overrides import check_overrides
 from assets_defs.partitions import PROBES, SOURCE
 from assets_defs.reaping import reap
@@ -45,6 +46,8 @@ def drive(name: str, overrides: Mapping[str, Mapping[str, Json]] | None = None) 
     started = time.monotonic()
     from assets_defs.definitions import defs
 
+    if not MillResource().open().store.is_current("pretrained_checkpoint", name):
+        prepare()  # while the corpus is read
     with dg.DagsterInstance.get() as instance:
         reap(instance)
         for needed in _in_order(name, recipes):

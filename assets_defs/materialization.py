@@ -135,6 +135,8 @@ def _materialize(
     done: list[tuple[Built, str | None]] = []
     with ThreadPoolExecutor(1) as pool:
         logs: list[Future[str]] = []
+        if _pending(mill.store, builds):
+            pool.submit(mill.tracker.prepare)
         try:
             for mapped in _mapped(context, mill, builds, pool, isolate=isolate):
                 if mapped.error:
@@ -232,8 +234,12 @@ class _Building:
 
 def _engine(mill: Mill, builds: Sequence[Build]) -> Engine:
     """Return where `builds` run: in this process where all are there already."""
-    pending = sum(mill.store.find(build.asset, build.fingerprint()) is None for build in builds)
-    return mill.engine if pending else Engine(kind="serial")
+    return mill.engine if _pending(mill.store, builds) else Engine(kind="serial")
+
+
+def _pending(store: Store, builds: Sequence[Build]) -> bool:
+    """Return whether any of `builds` is to be computed."""
+    return any(store.find(build.asset, build.fingerprint()) is None for build in builds)
 
 
 def _described(context: AssetExecutionContext, built: Built, url: str | None) -> dict[str, dg.MetadataValue]:

@@ -1,7 +1,7 @@
 """The mill: where artifacts live, what the project and its recipes say, how shards are mapped, where runs are tracked."""
 
 import os
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import dagster as dg
@@ -16,7 +16,7 @@ from pipelines.manifests import Manifest, Member
 from pipelines.recipes import Project, Recipe
 from pipelines.remote_store import RemoteStore
 from pipelines.store import Store
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, tracking_uri
 
 PROJECT_FILE = "project.yaml"
 
@@ -43,6 +43,12 @@ def load_recipes() -> RecipeBook:
     return open_recipes(root_directory() / "recipes", load_project())
 
 
+@cache
+def _tracker(home: Path, experiment: str, _uri: str) -> Tracker:
+    """Return the tracker of this process: to find its experiment and its parent runs anew for every step would cost as much as a hit."""
+    return Tracker(home, experiment)
+
+
 class Mill:
     """Everything an asset needs to say what it wants."""
 
@@ -64,9 +70,9 @@ class Mill:
         """The graph of the store's artifacts as it stands now."""
         return Lineage(self.store.root, self.store.remote)
 
-    @cached_property
+    @property
     def tracker(self) -> Tracker:
-        return Tracker(self.home, self.project.name)
+        return _tracker(self.home, self.project.name, tracking_uri(self.home))
 
     def recipe(self, name: str) -> Recipe:
         """Return recipe `name`; a probe's partition ``recipe|probe`` names its recipe too.

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import psutil
 
+from assets_defs.fork_server import NAME
+
 ROOT = Path(__file__).parents[1]
 OVER = ("SUCCESS", "FAILURE", "CANCELED")
 LOADED = "{repositoriesOrError{... on RepositoryConnection{nodes{name}}}}"
@@ -31,6 +33,14 @@ POOLS = "{instance{concurrencyLimits{concurrencyKey claimedSlots{runId stepKey} 
 EVENTS = """query($run: ID!){logsForRun(runId: $run){... on EventConnection{events{__typename
   ... on MessageEvent{message stepKey timestamp}}}}}"""
 Found = TypeVar("Found")
+
+
+def is_child(process: psutil.Process) -> bool:
+    """Return whether `process` computes an artifact for a step, forked or started by itself."""
+    try:
+        return process.name() == NAME or process.cmdline()[1:3] == ["-m", "assets_defs.child"]
+    except psutil.Error:
+        return False
 
 
 class DagsterServer:
@@ -185,7 +195,7 @@ class DagsterServer:
 
     def children(self) -> list[psutil.Process]:
         """Return the processes that compute an artifact for a step."""
-        return self.processes("-m assets_defs.child")
+        return [process for process in self.processes("-m assets_defs.") if is_child(process)]
 
     def kill(self) -> None:
         """Kill the server, its daemon and all that runs in their process group, as the end of power does."""

@@ -1,14 +1,16 @@
 """The whole graph of one recipe under a real `dagster dev`, killed again and again: it ends in the bytes of an undisturbed run.
 
-    python -m benchmarks.fault_drill [--kills 30] [--quick] [--recipe tiny] [--seed 0] [--keep DIRECTORY]
+    python -m benchmarks.fault_drill [--kills 30] [--quick] [--recipe tiny] [--seed 0] [--postgres] [--keep DIRECTORY]
 
 The undisturbed run is `gristmill run` in a project directory of its own, with the domains of the recipe alone. The other
 one is launched stage by stage through GraphQL, and SIGKILL comes at random (seeded) moments to
 
     child       the process that trains, or measures a checkpoint
+    server      the process that forked it
     pool        a process that maps shards for a step
     worker      the process of the run, in which its steps run
     everything  `dagster dev`, its daemon, its code server and all of the above, as the end of power does
+    database    with `--postgres`, the server of PostgreSQL that Dagster and MLflow write to; it is started again at once
 
 What Dagster does by itself is waited for: the step's retry, the daemon's retry of the run, and after `everything` a new
 `dagster dev`, whose sensor `lost_runs` ends what was lost. Only where all of these are used up is the run executed again,
@@ -24,6 +26,7 @@ the messages of children, and in the directory for temporary files. `--quick` ki
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -42,16 +45,23 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.dagster_server import OVER, ROOT, DagsterServer
+from benchmarks.dagster_server import OVER, ROOT, DagsterServer, is_child
+from benchmarks.postgres_server import Postgres, postgres_cluster, postgres_programs
 from pipelines.files import is_locked
 from pipelines.manifests import MANIFEST_NAME
 from pipelines.store import Store
 
 KILLS, QUICK_KILLS = 30, 6
-SHARES = {"ingest": 3, "fit": 4, "measure": 4, "decide": 8, "probe": 5, "train": 6}
+SHARES = {"ingest": 3, "fit": 4, "measure": 4, "decide": 8, "probe": 5, "train": 6, "compare": 0}
 """Kills of each stage, of 30."""
-KINDS = ("child", "pool", "worker", "everything")
-WEIGHTS = {"child": 5, "pool": 3, "worker": 4, "everything": 2}
+WEIGHTS = {"child": 5, "server": 1, "pool": 3, "worker": 4, "everything": 2, "database": 2}
+"""How often each kind is drawn, of 17 times."""
+MATCHES = {
+    "child": is_child,
+    "server": lambda process: not is_child(process) and "assets_defs.fork_server" in process.cmdline(),
+    "pool": lambda process: any("spawn_main" in word for word in process.cmdline()),
+}
+"""Whether a descendant of a run's process is of a kind."""
 MAX_DELAY = 8.0
 """Seconds from the beginning of a run, or from the last kill's end, to the kill, at most."""
 PATIENCE = 600.0
@@ -83,6 +93,7 @@ class Drill:
     server: DagsterServer
     draw: random.Random
     recipe: str
+    database: Postgres | None = None
     kills: list[Kill] = field(default_factory=list)
     by_hand: int = 0
     """Runs that were executed again because nothing did so by itself."""
@@ -117,7 +128,8 @@ class Drill:
                 time.sleep(0.5)
                 continue
             seconds = self.draw.uniform(0.0, MAX_DELAY)
-            kind = self.draw.choices(KINDS, [WEIGHTS[kind] for kind in KINDS])[0]
+            kinds = {kind: weight for kind, weight in WEIGHTS.items() if self.database or kind != "database"}
+            kind = self.draw.choices(list(kinds), list(kinds.values()))[0]
             killed = self._kill(stage, run, process, kind, seconds)
             kills -= killed
 
@@ -142,10 +154,15 @@ class Drill:
                 self.by_hand += 1
                 run = again
             elif status == "STARTED" and (process := self._process(run)):
-                self._note("step retried in its run" if self.kills and self.kills[-1].run == run else "run retried by the daemon")
+                self._note(self._went_on(run))
                 return run, process
             time.sleep(0.3)
         raise RuntimeError(f"run {run} does not go on: {self.server.runs()[run]}\n{self.server.tail()}")
+
+    def _went_on(self, run: str) -> str:
+        if not self.kills or self.kills[-1].run != run:
+            return "run retried by the daemon"
+        return "the run went on" if self.kills[-1].kind == "database" else "step retried in its run"
 
     def _note(self, words: str) -> None:
         """Note what came of the last kill, once."""
@@ -168,11 +185,11 @@ class Drill:
         time.sleep(seconds)
         doing = self._doing(run)
         victims = list(self._victims(process, kind))
-        if not victims and kind != "everything":  # also where the step at hand has no children
+        if not victims and kind not in ("everything", "database"):  # also where the step at hand has no children
             kind, victims = "worker", [process]
         try:
             age = time.time() - process.create_time()
-            if kind != "everything":
+            if victims:
                 victim = self.draw.choice(victims)
                 victim.kill()
         except psutil.NoSuchProcess:
@@ -183,6 +200,9 @@ class Drill:
         if kind == "everything":
             self.server.kill()
             self.server.start()
+        elif self.database and kind == "database":
+            self.database.stop()
+            self.database.start()
         elif victim != process:
             self._wait_for_retry(process, victim)
         else:
@@ -200,10 +220,10 @@ class Drill:
 
     @staticmethod
     def _victims(process: psutil.Process, kind: str) -> Iterator[psutil.Process]:
-        word = {"child": "assets_defs.child", "pool": "spawn_main"}.get(kind, "")
+        matches = MATCHES.get(kind, lambda _: False)
         try:
-            for child in process.children():
-                if word and word in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+            for child in process.children(recursive=True):
+                if child.status() != psutil.STATUS_ZOMBIE and matches(child):
                     yield child
         except psutil.Error:
             return
@@ -230,17 +250,33 @@ def main() -> None:
     parser.add_argument("--recipe", default="tiny", help="a file in recipes/, without .yaml")
     parser.add_argument("--seed", type=int, default=0, help="of the kinds and the moments")
     parser.add_argument("--workers", type=int, default=2, help="processes per step: with one, no shards are mapped over processes")
+    parser.add_argument("--postgres", action="store_true", help="Dagster and MLflow on a PostgreSQL of its own, which is killed too")
     parser.add_argument("--keep", type=Path, help="work in this directory, which must not exist, and leave it")
     parser.add_argument("--against", type=Path, help="the project of an undisturbed run, as `--keep` leaves in whole/")
     arguments = parser.parse_args()
     kills = arguments.kills or (QUICK_KILLS if arguments.quick else KILLS)
     with tempfile.TemporaryDirectory(prefix="gristmill-drill-") as name:
         directory = (arguments.keep or Path(name)).resolve()
-        result = drill(directory, arguments.recipe, kills, arguments.seed, arguments.workers, arguments.against)
+        with cluster() if arguments.postgres else contextlib.nullcontext() as database:
+            result = drill(directory, arguments.recipe, kills, arguments.seed, arguments.workers, arguments.against, database)
     print(json.dumps(result))
 
 
-def drill(directory: Path, recipe: str, kills: int, seed: int, workers: int, against: Path | None) -> dict[str, object]:
+def cluster() -> contextlib.AbstractContextManager[Postgres]:
+    """Return a PostgreSQL to be started.
+
+    Raises:
+        SystemExit: it is not installed.
+    """
+    programs = postgres_programs()
+    if programs is None:
+        raise SystemExit("--postgres needs PostgreSQL's server programs (Debian: apt-get install postgresql) and the extra `postgres`")
+    return postgres_cluster(programs)
+
+
+def drill(
+    directory: Path, recipe: str, kills: int, seed: int, workers: int, against: Path | None, database: Postgres | None
+) -> dict[str, object]:
     """Run both in `directory` and compare them."""
     started = time.monotonic()
     whole = Store(against / ".gristmill") if against else undisturbed(project(directory / "whole", recipe), recipe, workers)
@@ -248,8 +284,12 @@ def drill(directory: Path, recipe: str, kills: int, seed: int, workers: int, aga
     print(f"undisturbed: {seconds:.0f} s", file=sys.stderr, flush=True)
     place, temporary = project(directory / "killed", recipe), directory / "temporary"
     temporary.mkdir()
-    server = DagsterServer(place, GRISTMILL_WORKERS=str(workers), TMPDIR=str(temporary), MLFLOW_DISABLE_TELEMETRY="true")
-    found = Drill(server, random.Random(seed), recipe)
+    variables = {"GRISTMILL_WORKERS": str(workers), "TMPDIR": str(temporary), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    if database:
+        shutil.copy(ROOT / "deploy" / "postgres" / "dagster.yaml", place)
+        variables |= databases(database)
+    server = DagsterServer(place, **variables)
+    found = Drill(server, random.Random(seed), recipe, database)
     server.start()
     try:
         for name, assets, first, last, share in stages(place, recipe, kills):
@@ -267,7 +307,7 @@ def drill(directory: Path, recipe: str, kills: int, seed: int, workers: int, aga
     return {
         "recipe": recipe,
         "kills": len(found.kills),
-        **{kind: sum(kill.kind == kind for kill in found.kills) for kind in KINDS},
+        **{kind: sum(kill.kind == kind for kill in found.kills) for kind in WEIGHTS},
         "by_hand": found.by_hand,
         "artifacts": len(list(currents(whole))),
         "identical": not differing,
@@ -277,6 +317,14 @@ def drill(directory: Path, recipe: str, kills: int, seed: int, workers: int, aga
         "undisturbed_seconds": round(seconds, 1),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def databases(server: Postgres) -> dict[str, str]:
+    """Return the environment variables of a database for Dagster and one for MLflow, made on `server`."""
+    tracking = server.create("mlflow")
+    server.create("dagster")
+    found = {"HOST": "127.0.0.1", "PORT": str(server.port), "DB": "dagster", "USER": server.user, "PASSWORD": "none"}
+    return {"MLFLOW_TRACKING_URI": tracking} | {f"DAGSTER_POSTGRES_{name}": value for name, value in found.items()}
 
 
 def project(directory: Path, recipe: str) -> Path:

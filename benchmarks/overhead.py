@@ -7,7 +7,8 @@ that is no compute is its wall time without the seconds that the manifests of it
 run side by side: there the span from the first one's start to the last one's end counts, with what lies between them).
 
 The price of a hit is the time of a step of the second run, from Dagster's events, without the time of a step that Dagster runs for
-nothing: an asset of as many partitions and checks that records as many events and does no work. `--quick` ingests and does no more.
+nothing: an asset of as many partitions, checks and dependencies that records as many events and does no work. `--quick` ingests and does
+no more.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def compute_seconds(mill: Path) -> float:
 
 
 def _spans(mill: Path) -> Iterator[tuple[float, float]]:
-    """Yield when each artifact's step began, to the second, and ended; what is made of nothing but others is among them."""
+    """Yield when each artifact's step began and ended; what is made of nothing but others is among them."""
     for path in mill.glob("artifacts/*/*/manifest.json"):
         provenance = read_manifest(path.parent).provenance
         began = datetime.fromisoformat(str(provenance["started"])).timestamp()
@@ -108,8 +109,11 @@ def _spans(mill: Path) -> Iterator[tuple[float, float]]:
 
 def hit_prices(instance: dg.DagsterInstance, runs: int) -> list[tuple[str, int, float, float]]:
     """Return asset, partitions, seconds of its step in the second run, and of those the seconds per partition that are not Dagster's."""
+    from assets_defs.definitions import defs
+
+    graph = defs.resolve_asset_graph()
     found = []
-    twins: dict[tuple[int, int], float] = {}
+    twins: dict[tuple[int, int, int], float] = {}
     for run in instance.get_runs(limit=runs):
         events = instance.all_logs(run.run_id)
         for step in sorted({event.step_key for event in events if event.step_key}):
@@ -117,7 +121,7 @@ def hit_prices(instance: dg.DagsterInstance, runs: int) -> list[tuple[str, int, 
             times = {event.dagster_event.event_type_value: event.timestamp for event in own}
             described = [e for e in own if e.asset_materialization and "cache" in e.asset_materialization.metadata]
             checks = sum(event.dagster_event.event_type_value == "ASSET_CHECK_EVALUATION" for event in own)
-            shape = (len(described), checks)
+            shape = (len(described), checks, len(graph.get(dg.AssetKey(step)).parent_keys))
             if shape not in twins:
                 twins[shape] = twin_seconds(instance, *shape)
             seconds = times["STEP_SUCCESS"] - times["STEP_START"]
@@ -125,12 +129,13 @@ def hit_prices(instance: dg.DagsterInstance, runs: int) -> list[tuple[str, int, 
     return found
 
 
-def twin_seconds(instance: dg.DagsterInstance, partitions: int, checks: int) -> float:
+def twin_seconds(instance: dg.DagsterInstance, partitions: int, checks: int, dependencies: int) -> float:
     """Return the seconds, the best of three, of a step that records as many events and does nothing."""
     keys = [f"k{number:04}" for number in range(partitions)]
     definition = dg.StaticPartitionsDefinition(keys) if partitions > 1 else None
 
     @dg.asset(
+        deps=[f"upstream_{number}" for number in range(dependencies)],
         partitions_def=definition,
         backfill_policy=dg.BackfillPolicy.single_run(),
         check_specs=[dg.AssetCheckSpec(f"check_{number}", asset="twin") for number in range(checks)],

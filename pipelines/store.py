@@ -408,7 +408,7 @@ def _overridden(request: Build) -> dict[str, Json]:
 def _provenance(started: datetime, spent: Mapping[str, float], packages: Sequence[str]) -> dict[str, Json]:
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
-        "started": started.isoformat(timespec="seconds"),
+        "started": started.isoformat(timespec="milliseconds"),
         **spent,
         "peak_memory_bytes": max(item.ru_maxrss for item in usage) * 1024,
         "python": platform.python_version(),

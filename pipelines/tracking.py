@@ -73,6 +73,11 @@ class Tracker:
         self._uri = tracking_uri(home)
         self._ui = os.environ.get("GRISTMILL_MLFLOW_UI") or (self._uri if self._uri.startswith("http") else "http://127.0.0.1:5000")
 
+    def prepare(self) -> None:
+        """Import MLflow, which takes seconds, and open its database beside other work; what is wrong with it is said where it is used."""
+        with contextlib.suppress(Exception):
+            self.experiment_id  # noqa: B018
+
     def url(self, run_id: str) -> str:
         """Return where the MLflow UI shows the run."""
         return f"{self._ui}/#/experiments/{self._known_experiment()}/runs/{run_id}?workflowType=machine_learning"
@@ -105,11 +110,13 @@ class Tracker:
 
     def _shown(self, tags: RunTags) -> str | None:
         """Return the id of the run that showed the artifact while it was computed, if this server still has it."""
+        note = self._note(tags)
+        if not note.exists():
+            return None
         from mlflow.exceptions import MlflowException
 
-        note = self._note(tags)
         try:
-            return self._client.get_run(note.read_text()).info.run_id if note.exists() else None
+            return self._client.get_run(note.read_text()).info.run_id
         except MlflowException:  # deleted there, or the note was cut short by a power failure
             return None
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from servers import Postgres, postgres_cluster
+from servers import postgres_cluster
 from small_world import sample_texts
 
+from benchmarks.postgres_server import Postgres
 from pipelines import corpus
 from pipelines.errors import GristmillError
 from pipelines.files import locked
