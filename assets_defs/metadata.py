@@ -32,6 +32,7 @@ def describe(built: Built, mlflow_url: str | None) -> dict[str, dg.MetadataValue
         metadata["dagster/column_schema"] = dg.MetadataValue.table_schema(schema)
     if "documents_in" in manifest.counts:
         metadata["dagster/row_count"] = dg.MetadataValue.int(manifest.counts.get("kept", 0))
+        metadata["keep_rate"] = dg.MetadataValue.float(round(manifest.counts.get("kept", 0) / max(1, manifest.counts["documents_in"]), 6))
     metadata |= {key: dg.MetadataValue.int(value) for key, value in manifest.counts.items()}
     metadata |= {key: dg.MetadataValue.float(float(f"{value:.6g}")) for key, value in list(manifest.outcome.metrics.items())[:MAX_METRICS]}
     metadata |= {name: table(rows) for name, rows in manifest.outcome.tables.items() if rows}

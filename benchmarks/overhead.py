@@ -58,6 +58,7 @@ def main() -> None:
         home = Path(name).resolve()
         environment = {**os.environ, "GRISTMILL_PROJECT": str(ROOT), "GRISTMILL_HOME": str(home / "mill"), "DAGSTER_HOME": str(home)}
         environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every process compiles what it imports
         (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text().replace(".dagster/", f"{home}/.dagster/"))
         walls = [drive(arguments.recipe, stages, environment) for _ in range(2)]
         computed = compute_seconds(home / "mill")

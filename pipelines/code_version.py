@@ -6,13 +6,14 @@ So a changed rule re-scores that rule alone, and a reworded docstring re-compute
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from pipelines.parsed_modules import Parsed, keep, parsed
 
 ROOT = Path(__file__).parents[1]
 """Where the package stands."""
@@ -26,6 +27,7 @@ INFRASTRUCTURE = frozenset(
         "files",
         "interruption",
         "manifests",
+        "parsed_modules",
         "plugins",
         "progress",
         "ray_shards",
@@ -45,7 +47,8 @@ def code_version(modules: tuple[str, ...], packages: tuple[str, ...] = ()) -> st
     """Return 12 hex digits over the code of `modules`, what they import of `pipelines`, and versions of `packages`."""
     digest = hashlib.sha256()
     for module in sorted(_closure(modules)):
-        digest.update(f"{module}\n{_normalised_source(module)}\n".encode())
+        digest.update(f"{module}\n{_read(module).digest}\n".encode())
+    keep()
     for package in sorted(packages):
         digest.update(f"{package}=={installed_version(package)}\n".encode())
     return digest.hexdigest()[:12]
@@ -70,9 +73,15 @@ def _closure(modules: Iterable[str]) -> set[str]:
     return seen
 
 
+@cache
 def imported_modules(module: str) -> frozenset[str]:
     """Return the modules of `pipelines` that `module` imports anywhere, functions included."""
-    return _read(module)[1]
+    found: set[str] = set()
+    for name, taken in _read(module).imports:
+        if name.startswith("pipelines"):
+            found.update(inner if _path(inner) else name for inner in (f"{name}.{one}" for one in taken))
+            found.update(() if taken else (name,))
+    return frozenset(name for name in found if name != "pipelines")
 
 
 @cache
@@ -89,30 +98,6 @@ def _path(module: str) -> Path | None:
 
 
 @cache
-def _source(module: str) -> str:
+def _read(module: str) -> Parsed:
     path = _path(module)
-    return path.read_text(encoding="utf-8") if path else ""
-
-
-def _normalised_source(module: str) -> str:
-    return _read(module)[0]
-
-
-@cache
-def _read(module: str) -> tuple[str, frozenset[str]]:
-    """Return the code of `module` without comments and docstrings, and what it imports: parsed once, it is half the time of loading."""
-    tree = ast.parse(_source(module))
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names if alias.name.startswith("pipelines"))
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pipelines"):
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            found.update(name if _path(name) else node.module for name in inner)
-        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [line for line in node.body if not _is_docstring(line)] or [ast.Pass()]
-    return ast.unparse(tree), frozenset(name for name in found if name != "pipelines")
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return parsed(path.read_text(encoding="utf-8") if path else "")

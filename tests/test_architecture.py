@@ -120,6 +120,7 @@ LAYERS = {
         "model_files",
         "models",
         "native",
+        "parsed_modules",
         "personal_data",
         "plots",
         "plugins",

@@ -122,3 +122,36 @@ def test_versions_of_packages_count() -> None:
     assert code_version(module, ("ftfy", "pyarrow")) == code_version(module, ("pyarrow", "ftfy"))
     assert installed_version("no-such-package") == "absent" and "+" not in installed_version("torch")
     assert code_version((*MODULES,)) == code_version(tuple(reversed(MODULES)))
+
+
+KEPT = """
+import sys
+from pipelines import parsed_modules
+from pipelines.code_version import code_version
+parsed = []
+parse = parsed_modules._parse
+parsed_modules._parse = lambda source: parsed.append(source) or parse(source)
+print(code_version(("pipelines.mixture",)), len(parsed))
+"""
+
+
+def version_and_parsed(cache: Path) -> tuple[str, int]:
+    """Return a code version as a new process finds it, and how many modules it parsed."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    found = subprocess.run([sys.executable, "-c", KEPT], env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    version, parsed = found.split()
+    return version, int(parsed)
+
+
+def test_a_module_is_parsed_once_and_again_where_what_is_kept_is_damaged_or_cannot_be_kept(tmp_path: Path) -> None:
+    kept = tmp_path / "gristmill" / "parsed_modules.json"
+    version, parsed = version_and_parsed(tmp_path)
+    assert parsed > 5 and kept.is_file()
+    assert version_and_parsed(tmp_path) == (version, 0)
+    whole = kept.read_text()
+    for damage in (whole[: len(whole) // 2], "[1, 2]", '{"a": 1}', ""):
+        kept.write_text(damage)
+        assert version_and_parsed(tmp_path) == (version, parsed)
+        assert kept.read_text() == whole
+    (tmp_path / "file").write_text("")
+    assert version_and_parsed(tmp_path / "file") == (version, parsed)

@@ -107,6 +107,16 @@ def test_a_selection_reads_the_scores_that_its_recipe_names_and_no_others(tmp_pa
         scores(mill, named)
 
 
+def test_how_much_is_kept_is_a_number_that_dagster_plots(tmp_path: Path) -> None:
+    from conftest import corpus as publish
+    from small_world import sample_texts
+
+    manifest = publish(Store(tmp_path), "wiki", sample_texts("wiki", 2, 300))
+    outcome = manifest.outcome.model_copy(update={"counts": {"documents_in": 8, "kept": 6, "dropped": 1, "quarantined": 1}})
+    shown = describe(Built(manifest.model_copy(update={"outcome": outcome}).at(manifest.directory), hit=False, seconds=0.0), None)
+    assert shown["keep_rate"].value == 0.75 and shown["dagster/row_count"].value == 6
+
+
 def test_the_main_tables_describe_their_columns(tmp_path: Path) -> None:
     from conftest import corpus as publish
     from small_world import sample_texts
