@@ -132,9 +132,8 @@ def _materialize(
     asset = context.asset_key.to_user_string()
     found = mill.store.leases.taken(lambda: _requests(mill, request, asset, partitions), lambda requests: needed(requests[0]))
     builds, errors = held.enter_context(found)
-    done: list[tuple[Built, str | None]] = []
+    logged: list[tuple[Built, Future[str]]] = []
     with ThreadPoolExecutor(1) as pool:
-        logs: list[Future[str]] = []
         if _pending(mill.store, builds):
             pool.submit(mill.tracker.prepare)
         try:
@@ -144,15 +143,15 @@ def _materialize(
                     report_line(f"{mapped.item.label}: FAILED: {mapped.error}")
                     continue
                 built = mapped.result
-                done.append((built, _track(context, mill, built, pool, logs)))
+                logged.append((built, pool.submit(_log, mill, built.manifest, *_placed(context, built.manifest))))
                 report_line(f"{built.manifest.label}: {summary(built)}")
         except dg.DagsterExecutionInterruptedError:
             pool.shutdown(wait=False, cancel_futures=True)  # what is not logged yet is when the artifact is met again
             if len(partitions) > 1:
-                yield from _partition_events(context, done, finished=False)
+                told = [(built, log.result() if _went_well(log) else None) for built, log in logged]
+                yield from _partition_events(context, told, finished=False)
             raise
-        for log in logs:
-            log.result()
+    done = [(built, log.result()) for built, log in logged]
     if context.retry_number < MAX_RETRIES and (passing := _passing(errors)):
         raise passing  # the next attempt finds what is done here, and records it
     if len(partitions) == 1:
@@ -289,15 +288,22 @@ def _provenance(context: AssetExecutionContext) -> dict[str, str]:
     return {name: value for name, value in tags.items() if name.startswith(PROVENANCE_TAGS)}
 
 
-def _track(context: AssetExecutionContext, mill: Mill, built: Built, pool: ThreadPoolExecutor, logs: list[Future[str]]) -> str | None:
-    """Return the link to the artifact's MLflow run; leave one where there is none yet, also of an attempt that could not."""
-    manifest = built.manifest
-    if run_id := mill.tracker.recorded(manifest):
-        return mill.tracker.url(run_id)
+def _placed(context: AssetExecutionContext, manifest: Manifest) -> tuple[RunTags, str]:
+    """Return the tags of the artifact's MLflow run, and the name of the run that groups it with others."""
     tags = RunTags(context.run.run_id, manifest.asset, manifest.partition, manifest.fingerprint)
-    run_id = mill.tracker.start(manifest, parent=_parent_run(context, manifest.partition), tags=tags)
-    logs.append(pool.submit(mill.tracker.finish, run_id, manifest))
+    return tags, _parent_run(context, manifest.partition)
+
+
+def _log(mill: Mill, manifest: Manifest, tags: RunTags, parent: str) -> str:
+    """Return the link to the artifact's MLflow run; leave one where there is none yet, also of an attempt that could not."""
+    run_id = mill.tracker.recorded(manifest)
+    if run_id is None:
+        run_id = mill.tracker.finish(mill.tracker.start(manifest, parent=parent, tags=tags), manifest)
     return mill.tracker.url(run_id)
+
+
+def _went_well(log: Future[str]) -> bool:
+    return log.done() and not log.cancelled() and log.exception() is None
 
 
 def _parent_run(context: AssetExecutionContext, partition: str | None) -> str:
