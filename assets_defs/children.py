@@ -35,7 +35,7 @@ from pipelines.tracking import LiveRun
 
 warnings.filterwarnings("ignore", message=".*expected_writer_count.* is currently in preview")  # which a session of Pipes calls itself
 
-SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_AFTER_GRACE = 5.0
 GPUS = Path("/proc/driver/nvidia/gpus")
 

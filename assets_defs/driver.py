@@ -46,12 +46,12 @@ def drive(name: str, overrides: Mapping[str, Mapping[str, Json]] | None = None) 
     started = time.monotonic()
     from assets_defs.definitions import defs
 
-    if not MillResource().open().store.is_current("pretrained_checkpoint", name):
-        prepare()  # while the corpus is read
     with dg.DagsterInstance.get() as instance:
         reap(instance)
         for needed in _in_order(name, recipes):
             for stage, _ in STAGES:
+                if stage == "fit" and not MillResource().open().store.is_current("pretrained_checkpoint", needed):
+                    prepare()  # meanwhile, as the steps of this stage use one core
                 if needed == name or stage != OVER_ALL:
                     _run_stage(defs, instance, stage, needed, recipes[needed], overrides if needed == name else None)
     _print_results(name, time.monotonic() - started)
