@@ -156,8 +156,8 @@ def test_a_run_that_is_cancelled_ends_and_leaves_nothing(dev: DagsterDev) -> Non
     worker = dev.worker_of(run)
     assert psutil.pid_exists(worker)
     assert dev.ask(CANCEL, run=run)["__typename"] == "TerminateRunSuccess"
-    assert dev.ended_run(run, 30)["status"] == "CANCELED"
-    dev.wait_for("end of its process", 15, lambda: not psutil.pid_exists(worker))
+    assert dev.ended_run(run, 90)["status"] == "CANCELED"
+    dev.wait_for("end of its process", 60, lambda: not psutil.pid_exists(worker))
     assert dev.store.is_current("strict_corpus", LARGE) and not dev.store.is_current("strict_cleaned", LARGE)
     assert not list(dev.directory.glob(".gristmill/staging/strict_*"))
     for lock in dev.directory.glob(".gristmill/locks/strict_*"):
