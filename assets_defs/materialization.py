@@ -256,11 +256,12 @@ def _partition_events(context: AssetExecutionContext, done: Sequence[tuple[Built
     """Yield a materialization for each partition, after the output without which the steps below would be skipped.
 
     For the output Dagster records a materialization of every partition itself, all with one data version and no metadata;
-    the last one recorded counts, so ours follow, with the provenance of Dagster's.
+    the last one recorded counts, so ours follow, with the provenance of Dagster's. The one version is that of the last of ours, with
+    which Dagster compares it.
     """
     provenance: dict[str, str] = {}
     if finished:
-        yield dg.Output(None)
+        yield dg.Output(None, data_version=dg.DataVersion(done[-1][0].manifest.fingerprint))
         provenance = _provenance(context)
     for built, url in done:
         key = str(built.manifest.partition)

@@ -203,11 +203,17 @@ class Drill:
         elif self.database and kind == "database":
             self.database.stop()
             self.database.start()
+            self.server.wait_for("answers after the database came back", 60, self._answers)
         elif victim != process:
             self._wait_for_retry(process, victim)
         else:
             psutil.wait_procs([process], timeout=30)
         return 1
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(RuntimeError):  # a connection that was cut is noticed by the request that uses it
+            return all(self.server.runs() for _ in range(3))
+        return False
 
     def _wait_for_retry(self, process: psutil.Process, victim: psutil.Process) -> None:
         """Wait until the run's process has children again, or is over."""

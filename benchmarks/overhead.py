@@ -2,13 +2,13 @@
 
     python -m benchmarks.overhead [--recipe tiny] [--quick]
 
-`gristmill run` drives the whole graph in a directory of its own, then once more, when everything is a hit. The share of the first run
-that is no compute is its wall time without the seconds that the manifests of its artifacts give for their steps (partitions of a step
+`gristmill run` drives the whole graph in a directory of its own, then three times more, when everything is a hit. The share of the first
+run that is no compute is its wall time without the seconds that the manifests of its artifacts give for their steps (partitions of a step
 run side by side: there the span from the first one's start to the last one's end counts, with what lies between them).
 
-The price of a hit is the time of a step of the second run, from Dagster's events, without the time of a step that Dagster runs for
-nothing: an asset of as many partitions, checks and dependencies that records as many events and does no work. `--quick` ingests and does
-no more.
+The price of a hit is the time of its step, from Dagster's events, without the time of a step that Dagster runs for nothing: an asset of
+as many partitions, checks and dependencies that records as many events and does no work. Both are the best of three. `--quick` ingests
+and does no more.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pipelines.manifests import read_manifest
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("ingest",)
+REPEATS = 3
 LOAD = "import time; from assets_defs.definitions import defs; defs.get_repository_def(); print(time.process_time())"
 DRIVE = """
 import os, sys
@@ -60,11 +61,11 @@ def main() -> None:
         environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every process compiles what it imports
         (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text().replace(".dagster/", f"{home}/.dagster/"))
-        walls = [drive(arguments.recipe, stages, environment) for _ in range(2)]
+        walls = [drive(arguments.recipe, stages, environment) for _ in range(1 + REPEATS)]
         computed = compute_seconds(home / "mill")
         os.environ["DAGSTER_HOME"] = str(home)
         with dg.DagsterInstance.get() as instance:
-            prices = hit_prices(instance, len(stages))
+            prices = hit_prices(instance, REPEATS * len(stages))
     loads = [
         float(subprocess.run([sys.executable, "-c", LOAD], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout)
         for _ in range(3)
@@ -73,7 +74,7 @@ def main() -> None:
         "first_run_seconds": round(walls[0], 1),
         "in_steps_seconds": round(computed, 1),
         "share_not_in_steps": round(1 - computed / walls[0], 3),
-        "second_run_seconds": round(walls[1], 1),
+        "second_run_seconds": round(min(walls[1:]), 1),
         "load_cpu_seconds": round(min(loads), 2),
         "hit_milliseconds_median": round(1000 * statistics.median(price for *_, price in prices), 1),
         "hit_milliseconds_most": round(1000 * max(price for *_, price in prices), 1),
@@ -109,12 +110,11 @@ def _spans(mill: Path) -> Iterator[tuple[float, float]]:
 
 
 def hit_prices(instance: dg.DagsterInstance, runs: int) -> list[tuple[str, int, float, float]]:
-    """Return asset, partitions, seconds of its step in the second run, and of those the seconds per partition that are not Dagster's."""
+    """Return asset, partitions, the best seconds of its step in the last `runs` runs, and of those per partition what is not Dagster's."""
     from assets_defs.definitions import defs
 
     graph = defs.resolve_asset_graph()
-    found = []
-    twins: dict[tuple[int, int, int], float] = {}
+    best: dict[tuple[str, int, int], float] = {}
     for run in instance.get_runs(limit=runs):
         events = instance.all_logs(run.run_id)
         for step in sorted({event.step_key for event in events if event.step_key}):
@@ -122,11 +122,15 @@ def hit_prices(instance: dg.DagsterInstance, runs: int) -> list[tuple[str, int, 
             times = {event.dagster_event.event_type_value: event.timestamp for event in own}
             described = [e for e in own if e.asset_materialization and "cache" in e.asset_materialization.metadata]
             checks = sum(event.dagster_event.event_type_value == "ASSET_CHECK_EVALUATION" for event in own)
-            shape = (len(described), checks, len(graph.get(dg.AssetKey(step)).parent_keys))
-            if shape not in twins:
-                twins[shape] = twin_seconds(instance, *shape)
-            seconds = times["STEP_SUCCESS"] - times["STEP_START"]
-            found.append((step, len(described), seconds, (seconds - twins[shape]) / max(1, len(described))))
+            key = (step, len(described), checks)
+            best[key] = min(best.get(key, float("inf")), times["STEP_SUCCESS"] - times["STEP_START"])
+    twins: dict[tuple[int, int, int], float] = {}
+    found = []
+    for (step, partitions, checks), seconds in best.items():
+        shape = (partitions, checks, len(graph.get(dg.AssetKey(step)).parent_keys))
+        if shape not in twins:
+            twins[shape] = twin_seconds(instance, *shape)
+        found.append((step, partitions, seconds, (seconds - twins[shape]) / max(1, partitions)))
     return found
 
 
@@ -153,7 +157,7 @@ def twin_seconds(instance: dg.DagsterInstance, partitions: int, checks: int, dep
     tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]} if partitions > 1 else {}
     config = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     taken = []
-    for _ in range(3):
+    for _ in range(REPEATS):
         result = dg.materialize([twin], instance=instance, tags=tags, run_config=config)
         times = {e.dagster_event.event_type_value: e.timestamp for e in instance.all_logs(result.run_id) if e.step_key and e.dagster_event}
         taken.append(times["STEP_SUCCESS"] - times["STEP_START"])

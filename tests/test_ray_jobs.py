@@ -96,6 +96,23 @@ def test_a_training_as_a_ray_job_has_the_bytes_of_a_local_one_also_after_it_was_
     assert there.find(wanted.asset, wanted.fingerprint()).content_sha256 == local.content_sha256
 
 
+def test_an_asset_whose_training_is_a_ray_job_publishes_the_bytes_of_a_local_one(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training_location import general_checkpoint, request, world_in
+
+    from assets_defs.resources import MillResource
+
+    monkeypatch.setenv("GRISTMILL_TRAINING", "ray")
+    monkeypatch.setenv("TRAINING_STEPS", "300")
+    store = Store(tmp_path / "mill")
+    resources = {"mill": MillResource(home=str(store.root))}
+    assert dg.materialize([general_checkpoint], partition_key="cancelled", resources=resources).success
+    made = store.current("general_checkpoint", "cancelled")
+    local = Store(tmp_path / "here").build(request(world_in(store.root), "cancelled")).manifest
+    assert (made.fingerprint, made.content_sha256) == (local.fingerprint, local.content_sha256)
+
+
 def test_without_a_cluster_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     if find_spec("ray") is None:
         pytest.skip("needs the extra `ray`")
