@@ -30,6 +30,7 @@ domains: {code: {}, techdoc: {}, wiki: {}}
 VERSIONS = "{node.key.to_user_string(): node.code_version for node in defs.resolve_asset_graph().asset_nodes}"
 # Runs assets for every domain, for the recipe, or once; then says which partitions Dagster calls stale, and why.
 RUN = """
+import logging
 import dagster as dg
 from assets_defs.driver import QUIET, RANGE_TAGS
 from assets_defs.partitions import RECIPE, SOURCE
@@ -48,6 +49,7 @@ def run(instance, asset):
     key = keys[0] if len(keys) == 1 else None
     result = job.execute_in_process(instance=instance, partition_key=key, tags=tags, run_config=QUIET)
     assert result.success
+    assert not [event.user_message for event in instance.all_logs(result.run_id) if event.level >= logging.WARNING]
     return [event.metadata["cache"].value for event in result.asset_materializations_for_node(asset) if event.metadata]
 
 
