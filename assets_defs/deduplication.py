@@ -12,6 +12,7 @@ from pipelines import deduplication, deduplication_audits
 from pipelines.deduplication import ClusterSettings
 from pipelines.documents import split_partition
 from pipelines.manifests import Manifest
+from pipelines.progress import warn
 from pipelines.store import Build
 
 
@@ -58,7 +59,7 @@ def duplicate_clusters(mill: Mill, partition: None) -> Build:
         step=deduplication.gather_clusters,
         settings=mill.project.cluster_settings(order),
         inputs={"links": register_links(mill.project.cluster_settings, signatures)},
-        audits=(*deduplication_audits.CLUSTER_AUDITS, deduplication_audits.SplitsUnchanged(_previous(mill))),
+        audits=(*deduplication_audits.CLUSTER_AUDITS, deduplication_audits.SplitsUnchanged(mill.store.standing("duplicate_clusters"))),
     )
 
 
@@ -125,10 +126,8 @@ def _order(mill: Mill) -> list[str]:
         return snapshot, held_out.get(domain, 0.0) < 1.0, domain
 
     present = sorted(mill.store.partitions("duplicate_signatures"), key=place)
-    previous = _previous(mill)
+    previous = mill.store.standing("duplicate_clusters")
+    if previous is None and mill.store.is_current("duplicate_clusters"):
+        warn("the last duplicate_clusters is gone from the store: splits are given anew, in the order of the snapshots")
     known = [key for key in (previous.settings["order"] if previous else []) if key in present]
     return known + [key for key in present if key not in known]
-
-
-def _previous(mill: Mill) -> Manifest | None:
-    return mill.store.current("duplicate_clusters") if mill.store.is_current("duplicate_clusters") else None

@@ -28,7 +28,8 @@ def note(store: Store, build: Build, own: Mapping[str, Json]) -> None:
     before = _read(path)
     if not found and not before:
         return
-    current = store.current(build.asset, build.partition).fingerprint if store.is_current(build.asset, build.partition) else None
+    there = store.standing(build.asset, build.partition)
+    current = there.fingerprint if there else None
     records = {address: record for address, record in before.items() if address == current and address != build.fingerprint()}
     if found:
         records[build.fingerprint()] = found

@@ -168,6 +168,12 @@ class Store:
             raise MissingArtifact(f"{label}: its artifact is gone from {self.root}; materialize it again")
         return found.for_partition(partition)
 
+    def standing(self, asset: str, partition: str | None = None) -> Manifest | None:
+        """Return the artifact that `partition` stands at, or None: also where its files are gone, so that it can be made anew."""
+        address = self._standing(asset, partition)
+        found = self.find(asset, address) if address else None
+        return found.for_partition(partition) if found else None
+
     def is_current(self, asset: str, partition: str | None = None) -> bool:
         """Return whether `partition` of `asset` stands at an artifact."""
         return self._pointer(asset, partition).exists() or self._standing(asset, partition) is not None
