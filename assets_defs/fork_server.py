@@ -52,8 +52,14 @@ DEVICES = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
 
 
 def is_of_use() -> bool:
-    """Return whether children can be forked here: on Linux, and where there is no accelerator."""
-    return hasattr(os, "pidfd_open") and sys.platform == "linux" and not any(path.exists() for path in DEVICES)
+    """Return whether children can be forked here: on Linux 5.3 or later, and where there is no accelerator."""
+    if sys.platform != "linux" or any(path.exists() for path in DEVICES):
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 class Forked:

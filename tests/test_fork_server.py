@@ -146,5 +146,12 @@ def test_nothing_outlives_a_parent_that_is_killed() -> None:
     wait_until(lambda: all(is_gone(pid) for pid in pids))
 
 
+def test_where_there_is_an_accelerator_nothing_is_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fork_server, "DEVICES", (tmp_path / "nvidiactl",))
+    assert fork_server.is_of_use()
+    (tmp_path / "nvidiactl").touch()
+    assert not fork_server.is_of_use()
+
+
 def test_nothing_that_is_preloaded_asks_for_a_device() -> None:
     subprocess.run([sys.executable, "-c", DEVICES], cwd=ROOT, env=environment(), check=True)
