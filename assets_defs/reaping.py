@@ -7,14 +7,20 @@ their resume points. The sensor `lost_runs` does so while a daemon runs, `gristm
 
 import os
 import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import psutil
 from dagster import AssetExecutionContext
 
+WILL_RETRY_TAG = "dagster/will_retry"
 PROCESS_TAG = "gristmill/process"
 """Of a run: its id, and machine, number and start of the process that runs it. A retry has the tags of the run before it."""
+REMINDED_TAG = "gristmill/reminded"
+"""Of a failed run: its failure was reported once more."""
+SECONDS_TO_RETRY = 25.0
+"""How long Dagster's daemon, which looks every five seconds, is given to start a run again."""
 UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
 GONE = "the process that ran it is gone"
 
@@ -50,6 +56,25 @@ def reap(instance: dg.DagsterInstance) -> list[str]:
             instance.report_run_failed(run, GONE)
         done.append(f"run {run.run_id} was lost")
     return done + _free_slots(instance)
+
+
+def remind(instance: dg.DagsterInstance, *, seconds: float = SECONDS_TO_RETRY) -> list[str]:
+    """Report the failure of runs again that were to be started again `seconds` ago and were not; return what was done.
+
+    Dagster stores that a run has failed before it says so of the run itself. Its daemon, if it looks between the two, passes over the
+    run and does not come back to it: nothing would ever start it, and a backfill would wait for it for ever. Once is enough.
+    """
+    now = datetime.now(UTC)
+    recent = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={WILL_RETRY_TAG: "true"}, updated_after=now - timedelta(days=1))
+    done = []
+    for record in instance.get_run_records(recent):
+        run = record.dagster_run
+        waited = (now - record.update_timestamp.replace(tzinfo=UTC)).total_seconds()
+        if run.is_complete_and_waiting_to_retry and REMINDED_TAG not in run.tags and waited >= seconds:
+            instance.add_run_tags(run.run_id, {REMINDED_TAG: "true"})
+            instance.report_run_failed(run, "it was to be started again, and was not")
+            done.append(f"run {run.run_id} was to be started again")
+    return done
 
 
 def _free_slots(instance: dg.DagsterInstance) -> list[str]:
@@ -111,8 +136,9 @@ def _was_there(pid: int, seen: float) -> bool:
 @dg.sensor(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Ends runs whose process is gone, after a power failure say, and frees their places in pools.",
+    description="Ends runs whose process is gone, after a power failure say, frees their places in pools, and sees that they are retried.",
 )
 def lost_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Look for lost runs at the start of the daemon, and twice a minute."""
-    return dg.SkipReason("; ".join(reap(context.instance)) or "every started run has its process")
+    done = reap(context.instance) + remind(context.instance)
+    return dg.SkipReason("; ".join(done) or "every started run has its process")

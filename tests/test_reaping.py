@@ -14,7 +14,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 
 from assets_defs.children import gpus_of_one
-from assets_defs.reaping import PROCESS_TAG, process_tag, reap
+from assets_defs.reaping import PROCESS_TAG, process_tag, reap, remind
 from pipelines.manifests import Outcome
 from pipelines.plan import Phase, TrainingSettings
 from pipelines.plugins import Settings
@@ -89,6 +89,22 @@ def test_a_run_that_has_not_begun_a_step_is_known_by_what_dagster_says(instance:
     gone, here = runs.values()
     assert reap(instance) == [f"run {gone} was lost"]
     assert [instance.get_run_by_id(run).status for run in (here, unknown)] == [STARTED, STARTING]
+
+
+def failures(instance: DagsterInstance, run: str) -> int:
+    return len(instance.get_records_for_run(run, of_type=dg.DagsterEventType.RUN_FAILURE).records)
+
+
+def test_a_retry_that_dagster_has_passed_over_is_asked_for_once_more(instance: DagsterInstance) -> None:
+    forgotten, retried, final = (started(instance, STARTED) for _ in range(3))
+    for run in (forgotten, retried, final):
+        instance.report_run_failed(instance.get_run_by_id(run), "lost")
+        instance.add_run_tags(run, {"dagster/will_retry": str(run != final).lower()})
+    instance.add_run_tags(retried, {"dagster/auto_retry_run_id": "another"})
+    assert remind(instance) == [], "the daemon is given time"
+    assert remind(instance, seconds=0.0) == [f"run {forgotten} was to be started again"]
+    assert [failures(instance, run) for run in (forgotten, retried, final)] == [2, 1, 1]
+    assert remind(instance, seconds=0.0) == [] and failures(instance, forgotten) == 2
 
 
 def test_what_a_lost_run_holds_in_a_pool_is_free_again(instance: DagsterInstance) -> None:
