@@ -17,7 +17,7 @@ What Dagster does by itself is waited for: the step's retry, the daemon's retry 
 as the button of the UI does. The kills are spread over the stages; where a stage ends before its share of them, an artifact
 of it is removed and it is launched again.
 
-What is compared in the end is the SHA-256 of every file of every current artifact; of the report, which prints times and memory,
+What is compared in the end is the SHA-256 of every file of every current artifact; of the reports, which print times and memory,
 the fingerprint. What is looked for: runs that are not
 over, slots of pools that are held, processes that outlived it, locks that are held, and what lies in the staging area, among
 the messages of children, and in the directory for temporary files. `--quick` kills six times.
@@ -65,8 +65,8 @@ MATCHES = {
 MAX_DELAY = 8.0
 """Seconds from the beginning of a run, or from the last kill's end, to the kill, at most."""
 PATIENCE = 600.0
-MEASURED = ("report",)
-"""It prints seconds, speeds and memory of every step: its fingerprint is compared, its bytes cannot be equal."""
+MEASURED = ("report", "recipes_report")
+"""They print seconds, speeds and memory of steps: their fingerprints are compared, their bytes cannot be equal."""
 RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 
@@ -378,7 +378,7 @@ def stages(directory: Path, recipe: str, kills: int) -> Iterator[tuple[str, tupl
 
     source = source_range(load_recipes()[recipe])
     probes = (PROBES[recipe][0], PROBES[recipe][-1])
-    ranges = {"ingest": source, "measure": source, "fit": (None, None), "probe": probes}
+    ranges = {"ingest": source, "measure": source, "fit": (None, None), "probe": probes, "compare": (None, None)}
     total, done, shares = sum(SHARES.values()), 0, 0
     for name, assets in STAGES:
         shares += SHARES[name]
