@@ -28,7 +28,7 @@ from pipelines.remote_store import RemoteStore
 from pipelines.store import Build, Store
 
 ROOT = Path(__file__).parents[1]
-MANY = 300
+MANY = 1000
 """Files of an artifact whose upload takes long enough to be killed."""
 
 
