@@ -159,14 +159,12 @@ class Store:
         Raises:
             MissingArtifact: it has not been materialized.
         """
-        address = self._standing(asset, partition)
+        if found := self.standing(asset, partition):
+            return found
         label = f"{asset}[{partition}]" if partition else asset
-        if address is None:
-            raise MissingArtifact(f"{label} has not been materialized; materialize it first (`gristmill run`, or in the UI)")
-        found = self.find(asset, address)
-        if found is None:
+        if self.is_current(asset, partition):
             raise MissingArtifact(f"{label}: its artifact is gone from {self.root}; materialize it again")
-        return found.for_partition(partition)
+        raise MissingArtifact(f"{label} has not been materialized; materialize it first (`gristmill run`, or in the UI)")
 
     def standing(self, asset: str, partition: str | None = None) -> Manifest | None:
         """Return the artifact that `partition` stands at, or None: also where its files are gone, so that it can be made anew."""
